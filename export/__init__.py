@@ -1,0 +1,1 @@
+"""Tensors to graphs: a checkpoint becomes a verified bundle folder."""

@@ -1,0 +1,1 @@
+"""DICOM and memory: the only room that speaks DICOM and the only one that remembers."""

@@ -1,0 +1,42 @@
+"""The states of a job, and the only moves between them.
+
+A job is one generation of one series. A running job is a lease on READY, not a state of its own, so a
+killed worker costs one lease time-out and nothing else.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where a job stands."""
+
+    RECEIVING = "RECEIVING"
+    SETTLED = "SETTLED"
+    READY = "READY"
+    BUILT = "BUILT"
+    DELIVERED = "DELIVERED"
+    COMMITTED = "COMMITTED"
+    PURGED = "PURGED"
+    REJECTED = "REJECTED"
+    PARKED = "PARKED"
+    SUPERSEDED = "SUPERSEDED"
+
+
+MOVES: dict[State, frozenset[State]] = {
+    State.RECEIVING: frozenset({State.SETTLED, State.REJECTED, State.PARKED, State.SUPERSEDED}),
+    State.SETTLED: frozenset({State.READY, State.REJECTED, State.PARKED, State.SUPERSEDED}),
+    State.READY: frozenset({State.BUILT, State.REJECTED, State.PARKED, State.SUPERSEDED}),
+    State.BUILT: frozenset({State.DELIVERED, State.PARKED, State.SUPERSEDED}),
+    State.DELIVERED: frozenset({State.COMMITTED, State.SUPERSEDED}),
+    State.COMMITTED: frozenset({State.PURGED, State.SUPERSEDED}),
+    State.PURGED: frozenset({State.SUPERSEDED}),
+    State.REJECTED: frozenset({State.READY, State.SUPERSEDED}),
+    State.PARKED: frozenset({State.SETTLED, State.READY, State.BUILT, State.REJECTED, State.SUPERSEDED}),
+    State.SUPERSEDED: frozenset(),
+}
+"""From a state to the states it may move to; every move is a row in the ledger's ``event`` table."""
+
+FINAL: frozenset[State] = frozenset({State.PURGED, State.REJECTED, State.SUPERSEDED})
+"""States nothing leaves by itself."""

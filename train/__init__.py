@@ -1,0 +1,1 @@
+"""Tensors: data preparation, the models, their losses, their loops and their evaluation."""
