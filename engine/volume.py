@@ -1,6 +1,7 @@
 """A volume of Hounsfield units and the place in space where it lies; they travel together.
 
-Axes are always (slice, row, column). Positions are millimetres in the patient's LPS frame (PS3.3 C.7.6.2.1.1).
+Axes are always (slice, row, column). Positions are millimetres in the patient's LPS frame
+(PS3.3 C.7.6.2.1.1).
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """``hu[slice, row, column]`` float32 Hounsfield units on ``geometry``; raises ValueError where they disagree."""
+    """``hu[slice, row, column]`` float32 Hounsfield units on ``geometry``.
+
+    Raises ValueError where the array and the grid disagree.
+    """
 
     hu: Float32
     geometry: Geometry

@@ -44,7 +44,10 @@ class DestinationUnreachable(NodeError):
 
 
 class DestinationRefused(NodeError):
-    """The peer said no for good. ``status`` is the DIMSE status, or None when no presentation context was accepted."""
+    """The peer said no for good.
+
+    ``status`` is the DIMSE status, or None when no presentation context was accepted.
+    """
 
     def __init__(self, status: int | None, reason: str) -> None:
         shown = "no presentation context" if status is None else f"status 0x{status:04X}"
