@@ -1,0 +1,356 @@
+"""Every setting of the node: its name, its unit, its default and what it may be.
+
+Read :class:`Settings` from the bottom up: one section of the TOML file is one class here, and the text under
+a field is what `s2node init`, `s2node config schema` and the administrator's guide print about it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from config.base import Frozen
+from config.intake import IntakeSettings
+
+GIB = 1024**3
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+def impossible(key: str, cure: str) -> PydanticCustomError:
+    """The error of a rule over several keys: blames ``key`` of the section and says what to write instead."""
+    return PydanticCustomError("impossible_value", "{cure}", {"key": key, "cure": cure})
+
+
+def _ae_title(text: str) -> str:
+    """A DICOM AE title (PS3.5 6.2, VR AE): 1 to 16 printable characters, no backslash, not blank."""
+    if not re.fullmatch(r"[ -\[\]-~]{1,16}", text) or not text.strip():
+        raise ValueError("write 1 to 16 printable ASCII characters, no backslash")
+    return text.strip()
+
+
+def _network(text: str) -> str:
+    """An address or a block of addresses in CIDR notation."""
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError("write an address or a block such as 10.1.2.0/24") from None
+    return text
+
+
+def _uid_or_empty(text: str) -> str:
+    """A DICOM UID (PS3.5 9.1), or nothing."""
+    if text and not re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+", text):
+        raise ValueError("write a DICOM UID: digits and dots, no leading zeros, or leave it empty")
+    if len(text) > 64:
+        raise ValueError("write at most 64 characters")
+    return text
+
+
+def _folder(path: Path) -> Path:
+    """A folder with ``~`` replaced by the user's home."""
+    return path.expanduser()
+
+
+AETitle = Annotated[str, AfterValidator(_ae_title)]
+Network = Annotated[str, AfterValidator(_network)]
+Uid = Annotated[str, AfterValidator(_uid_or_empty)]
+Folder = Annotated[Path, AfterValidator(_folder)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
+
+
+def default_data_dir() -> Path:
+    """``$XDG_DATA_HOME/s2node``, or ``~/.local/share/s2node`` where that is not set."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "s2node"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nothing outside this machine can reach ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class ListenSettings(Frozen):
+    """Where the node listens for C-ECHO and C-STORE, and whom it answers."""
+
+    ae_title: AETitle = "S2NODE"
+    """AE title of the node (1 to 16 characters). Associations called to another title are refused."""
+    host: str = "127.0.0.1"
+    """Address to listen on. 127.0.0.1 is this machine only; 0.0.0.0 is every interface."""
+    port: Port = 11112
+    """TCP port to listen on."""
+    max_associations: int = Field(default=25, ge=1, le=1000)
+    """Associations open at the same time; one more is refused."""
+    max_pdu_bytes: int = Field(default=131_072, ge=4096, le=4_194_304)
+    """Largest protocol data unit accepted, in bytes."""
+    network_timeout_s: Seconds = 60.0
+    """Seconds of silence on an open association after which it is closed."""
+    acse_timeout_s: Seconds = 30.0
+    """Seconds to wait for an association to be requested or released."""
+    dimse_timeout_s: Seconds = 60.0
+    """Seconds to wait for the rest of a DIMSE message."""
+    other_classes: Literal["store", "refuse"] = "refuse"
+    """Instances that are not CT images: "store" takes them and rejects their series with a code, "refuse"
+    offers no presentation context."""
+    allow_ae_titles: tuple[AETitle, ...] = ()
+    """Calling AE titles that may associate. Empty: any."""
+    allow_addresses: tuple[Network, ...] = ()
+    """Addresses or blocks (CIDR) that may associate. Empty: any."""
+    allow_unknown_peers: bool = False
+    """Lets the two lists above stay empty although the node listens beyond this machine."""
+    allow_plain_text: bool = False
+    """Lets the node listen beyond this machine without TLS. This version has no TLS: put the port behind a
+    protected network."""
+
+    @model_validator(mode="after")
+    def _guarded_beyond_loopback(self) -> ListenSettings:
+        if is_loopback(self.host):
+            return self
+        if not self.allow_plain_text:
+            raise impossible(
+                "host",
+                "this address is reachable from other machines and DICOM is sent as plain text: "
+                'write host = "127.0.0.1", or allow_plain_text = true if the network is protected',
+            )
+        if not (self.allow_ae_titles or self.allow_addresses or self.allow_unknown_peers):
+            raise impossible(
+                "host",
+                "this address is reachable from other machines: fill allow_ae_titles or allow_addresses, "
+                "or write allow_unknown_peers = true",
+            )
+        return self
+
+
+class StorageSettings(Frozen):
+    """Where the node keeps what it has received and made."""
+
+    data_dir: Folder = Field(default_factory=default_data_dir)
+    """Folder of the inbox, the outbox, the quarantine, the models and the ledger. One node, one folder, on a
+    local disk."""
+    min_free_bytes: int = Field(default=2 * GIB, ge=0)
+    """Free bytes to keep on that disk; below it C-STORE answers 0xA700 (out of resources)."""
+    max_instance_bytes: int = Field(default=GIB, ge=1024)
+    """Largest instance accepted, in bytes; a larger one is answered with 0xA700."""
+
+
+class SettleSettings(Frozen):
+    """When a series counts as complete."""
+
+    quiet_s: float = Field(default=30.0, ge=0, le=86_400)
+    """Seconds without a new slice after which a series with regular geometry is complete."""
+    max_wait_s: float = Field(default=900.0, ge=0, le=604_800)
+    """Seconds a series with irregular geometry may wait for missing slices before it is judged as it is."""
+    check_s: Seconds = 1.0
+    """Seconds between two looks at the series that are being received."""
+
+    @model_validator(mode="after")
+    def _waits_at_least_the_quiet_time(self) -> SettleSettings:
+        if self.max_wait_s < self.quiet_s:
+            raise impossible("max_wait_s", f"write at least quiet_s, {self.quiet_s:g}")
+        return self
+
+
+class EngineSettings(Frozen):
+    """How the models run."""
+
+    provider: Literal["auto", "cuda", "tensorrt", "openvino", "cpu"] = "auto"
+    """ONNX Runtime execution provider. "auto" takes the best one found; any other that is absent is an error
+    at start."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """CPU threads of one model run; 0 lets ONNX Runtime choose."""
+    device: int = Field(default=0, ge=0, le=255)
+    """Number of the GPU, where there are several."""
+    bundles_dir: Folder | Literal[""] = ""
+    """Folder with further model bundles, one folder each. Empty: only the shipped ones and those under
+    data_dir/models."""
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    """Seed of the models' noise. The same input, model and seed give the same output."""
+    memory_bytes: int = Field(default=3 * GIB, ge=GIB // 4)
+    """Memory the engine may plan with for one volume, in bytes."""
+
+
+class WorkerSettings(Frozen):
+    """The worker process that turns a series into syntheses."""
+
+    lease_s: Seconds = 60.0
+    """Seconds after which a job whose worker has fallen silent is given to another."""
+    heartbeat_s: Seconds = 10.0
+    """Seconds between two signs of life of a worker."""
+    max_attempts: int = Field(default=3, ge=1, le=100)
+    """Attempts after which a job whose worker died is parked."""
+    count: int = Field(default=1, ge=1, le=64)
+    """Worker processes. One a GPU; one on a machine without."""
+
+    @model_validator(mode="after")
+    def _heartbeat_fits_the_lease(self) -> WorkerSettings:
+        if self.heartbeat_s * 2 > self.lease_s:
+            raise impossible("heartbeat_s", f"write at most half of lease_s, {self.lease_s / 2:g}")
+        return self
+
+
+class OutputSettings(Frozen):
+    """What a synthesis becomes in DICOM, and the name it carries."""
+
+    kinds: tuple[Literal["ct_series", "enhancement_map"], ...] = Field(default=("ct_series",), min_length=1)
+    """What is written for each phase: "ct_series" a CT series, "enhancement_map" a map of the change against
+    the source."""
+    series_number_factor: int = Field(default=100, ge=1, le=10_000)
+    """SeriesNumber of an output: that of the source times this, plus 1, 2, …"""
+    description_prefix: str = Field(
+        default="AI-SYNTHETIC", min_length=1, max_length=24, pattern=r"^[ -\[\]-~]+$"
+    )
+    """First words of SeriesDescription. It must say that the series is synthetic."""
+    manufacturer: str = Field(default="s2node", min_length=1, max_length=64)
+    """Manufacturer in the equipment module of an output."""
+    model_name: str = Field(default="S2LDM virtual contrast node", min_length=1, max_length=64)
+    """ManufacturerModelName in the equipment module of an output."""
+    station_name: str = Field(default="S2NODE", min_length=1, max_length=16)
+    """StationName of an output (16 characters at most)."""
+    device_uid: Uid = ""
+    """UID of this node as a device. Empty: derived from the AE title and the station name. Change it and
+    outputs get new UIDs."""
+
+    @model_validator(mode="after")
+    def _says_that_it_is_synthetic(self) -> OutputSettings:
+        if "SYNTHETIC" not in self.description_prefix.upper():
+            raise impossible(
+                "description_prefix", 'write words that contain SYNTHETIC, such as "AI-SYNTHETIC"'
+            )
+        if len(set(self.kinds)) != len(self.kinds):
+            raise impossible("kinds", "name each kind once")
+        return self
+
+
+class StoreDestination(Frozen):
+    """A destination that is sent to by C-STORE, usually the PACS."""
+
+    kind: Literal["cstore"] = "cstore"
+    """"cstore": a DICOM peer."""
+    name: Name
+    """Name of the destination in logs and in `s2node jobs show` (letters, digits, - and _)."""
+    host: str = Field(min_length=1)
+    """Host name or address of the peer."""
+    port: Port = 104
+    """TCP port of the peer."""
+    ae_title: AETitle
+    """AE title of the peer."""
+    calling_ae_title: AETitle = "S2NODE"
+    """AE title the node calls itself towards this peer."""
+    connect_timeout_s: Seconds = 10.0
+    """Seconds to wait for the TCP connection."""
+    acse_timeout_s: Seconds = 30.0
+    """Seconds to wait for the association to be accepted or released."""
+    dimse_timeout_s: Seconds = 60.0
+    """Seconds to wait for the answer to one C-STORE."""
+    network_timeout_s: Seconds = 60.0
+    """Seconds of silence after which the association is given up."""
+    max_pdu_bytes: int = Field(default=131_072, ge=4096, le=4_194_304)
+    """Largest protocol data unit accepted from the peer, in bytes."""
+
+
+class FolderDestination(Frozen):
+    """A destination that is a folder of DICOM files."""
+
+    kind: Literal["folder"]
+    """"folder": files on a disk."""
+    name: Name
+    """Name of the destination in logs and in `s2node jobs show` (letters, digits, - and _)."""
+    path: Folder
+    """Folder to write to; one folder a series is made in it."""
+
+
+def _kind_of(value: object) -> str:
+    """The ``kind`` a destination names; a table without one is a C-STORE peer."""
+    kind = value.get("kind", "cstore") if isinstance(value, dict) else getattr(value, "kind", "")
+    return str(kind)
+
+
+Destination = Annotated[
+    Annotated[StoreDestination, Tag("cstore")] | Annotated[FolderDestination, Tag("folder")],
+    Discriminator(_kind_of),
+]
+
+
+class RetrySettings(Frozen):
+    """How a delivery that failed for the moment is tried again."""
+
+    first_s: Seconds = 15.0
+    """Seconds before the second attempt."""
+    factor: float = Field(default=2.0, ge=1, le=10)
+    """Each further wait is this many times the one before."""
+    max_s: Seconds = 3600.0
+    """Longest wait between two attempts, in seconds."""
+    jitter: float = Field(default=0.1, ge=0, le=1)
+    """Share by which a wait is lengthened or shortened at random, so that many nodes do not knock at once (0
+    to 1)."""
+    max_attempts: int = Field(default=50, ge=1, le=100_000)
+    """Attempts at one destination after which the job is parked."""
+
+    @model_validator(mode="after")
+    def _longest_is_not_shorter_than_first(self) -> RetrySettings:
+        if self.max_s < self.first_s:
+            raise impossible("max_s", f"write at least first_s, {self.first_s:g}")
+        return self
+
+
+class LogSettings(Frozen):
+    """What the node writes to standard error. Never a patient's name, number, date or UID."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least important event that is logged."""
+    format: Literal["json", "text"] = "text"
+    """"json": one object a line, for a collector; "text": for people."""
+
+
+class Settings(Frozen):
+    """Everything one node needs to know. Valid when it exists."""
+
+    listen: ListenSettings = ListenSettings()
+    storage: StorageSettings = Field(default_factory=StorageSettings)
+    settle: SettleSettings = SettleSettings()
+    intake: IntakeSettings = IntakeSettings()
+    engine: EngineSettings = EngineSettings()
+    worker: WorkerSettings = WorkerSettings()
+    outputs: OutputSettings = OutputSettings()
+    destinations: tuple[Destination, ...] = ()
+    """Where finished series are sent. Without one, they stay in the outbox."""
+    retry: RetrySettings = RetrySettings()
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _names_each_destination_once(self) -> Settings:
+        names = [destination.name for destination in self.destinations]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise impossible(
+                "destinations", f"give every destination a name of its own: {', '.join(repeated)}"
+            )
+        return self
+
+    def digest(self) -> str:
+        """Sha256 (hex) of the settings that change what a synthesis contains; part of every output's UID.
+
+        Speed, places and limits of the engine are left out, and so is ``outputs.kinds``, which is a part of
+        the UID by itself: a second kind of output leaves the UIDs of the first as they were.
+        """
+        relevant = {
+            "engine": self.engine.model_dump(mode="json", include={"provider", "seed"}),
+            "outputs": self.outputs.model_dump(mode="json", exclude={"kinds"}),
+            "intake": self.intake.model_dump(mode="json"),
+        }
+        text = json.dumps(relevant, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
