@@ -103,7 +103,7 @@ class ListenSettings(Frozen):
     """Seconds to wait for an association to be requested or released."""
     dimse_timeout_s: Seconds = 60.0
     """Seconds to wait for the rest of a DIMSE message."""
-    other_classes: Literal["store", "refuse"] = "refuse"
+    other_classes: Literal["store", "refuse"] = "store"
     """Instances that are not CT images: "store" takes them and rejects their series with a code, "refuse"
     offers no presentation context."""
     allow_ae_titles: tuple[AETitle, ...] = ()
@@ -240,13 +240,13 @@ class StoreDestination(Frozen):
 
     kind: Literal["cstore"] = "cstore"
     """"cstore": a DICOM peer."""
-    name: Name
+    name: Name = Field(examples=["pacs"])
     """Name of the destination in logs and in `s2node jobs show` (letters, digits, - and _)."""
-    host: str = Field(min_length=1)
+    host: str = Field(min_length=1, examples=["pacs.example.org"])
     """Host name or address of the peer."""
     port: Port = 104
     """TCP port of the peer."""
-    ae_title: AETitle
+    ae_title: AETitle = Field(examples=["PACS"])
     """AE title of the peer."""
     calling_ae_title: AETitle = "S2NODE"
     """AE title the node calls itself towards this peer."""
@@ -265,11 +265,11 @@ class StoreDestination(Frozen):
 class FolderDestination(Frozen):
     """A destination that is a folder of DICOM files."""
 
-    kind: Literal["folder"]
+    kind: Literal["folder"] = "folder"
     """"folder": files on a disk."""
-    name: Name
+    name: Name = Field(examples=["folder"])
     """Name of the destination in logs and in `s2node jobs show` (letters, digits, - and _)."""
-    path: Folder
+    path: Folder = Field(examples=["/srv/synthetic"])
     """Folder to write to; one folder a series is made in it."""
 
 
