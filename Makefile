@@ -1,0 +1,60 @@
+# Every target makes the environment it needs in .venv, from constraints.txt. `make` alone lists the targets.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+JOBS   ?= 2
+INPUT  ?=
+OUT    ?= build/demo
+SEED   ?=
+
+export OMP_NUM_THREADS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint bench models faults docs constraints clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# What the node needs; no torch.
+$(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+# The same and what training, export and the tests need.
+$(VENV)/.full: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[train,dev]'
+	@touch $@ $(VENV)/.base
+
+demo: $(VENV)/.base ## a study goes in by C-STORE, two marked synthetic series come back (INPUT=DIR for your own)
+	$(BIN)/s2node demo $(if $(INPUT),--input '$(INPUT)') --out '$(OUT)' $(if $(SEED),--seed $(SEED))
+
+lint: $(VENV)/.full
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(VENV)/.full ## the tests (those with DCMTK and Orthanc where they are installed)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+check: lint ## what has to be clean: ruff, mypy, import contracts, tests, coverage of node and engine
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term
+
+bench: $(VENV)/.full ## receive rate against a node that throws away; ONNX Runtime against torch
+	$(BIN)/s2node bench receive
+	$(BIN)/s2node bench engine
+
+docs: $(VENV)/.full ## rewrite the generated parts of docs/
+	$(BIN)/python -m docs.generate
+
+constraints: $(VENV)/.full ## pin what is installed now
+	{ echo "# Every package at the version the tests were run with; rewritten by 'make constraints'."; \
+	  $(BIN)/python -m pip freeze --all --exclude-editable | grep -viE '^(#|-e|pip==|s2node)' | sed 's/+cpu//' | sort -f; } > constraints.txt
+
+clean: ## remove what the targets made, but not the environment
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov
