@@ -16,7 +16,7 @@ GIB = 1024**3
 
 
 class SeriesLimits(Frozen):
-    """Sizes and tolerances of reading; a series beyond a size is rejected (TOO-LARGE) before it is decoded."""
+    """Sizes and tolerances of reading; beyond a size a series is TOO-LARGE before it is decoded."""
 
     max_files: int = Field(default=4_000, ge=1)
     """Most files of one series."""
@@ -33,11 +33,11 @@ class SeriesLimits(Frozen):
     max_voxels: int = Field(default=512 * 512 * 1_600, ge=1)
     """Most voxels of the whole volume; one voxel takes 4 bytes of memory."""
     position_tolerance_mm: float = Field(default=0.06, ge=0, le=1)
-    """How far a slice may lie from its place on the regular grid, in mm; real headers round positions to 0.1 mm."""
+    """How far a slice may lie off the regular grid, in mm; real headers round positions to 0.1 mm."""
     position_tolerance_share: float = Field(default=0.01, ge=0, le=0.25)
     """The same as a share of the slice spacing; the larger of the two counts."""
     max_shear: float = Field(default=0.01, ge=0, le=0.2)
-    """Sideways shift of a slice over the distance to the first one (tangent of the gantry tilt; 0.01 is 0.6 degrees)."""
+    """Tangent of the gantry tilt (sideways shift of a slice over its distance from the first): 0.01 is 0.6°."""
     orientation_tolerance: float = Field(default=1e-3, ge=0, le=0.1)
     """How much a direction cosine may differ between the slices of a series."""
     spacing_tolerance_share: float = Field(default=1e-3, ge=0, le=0.1)
@@ -63,8 +63,18 @@ class IntakeSettings(Frozen):
     """Largest distance between rows or columns in mm (SPACING-OUT-OF-RANGE)."""
     max_slice_thickness_mm: float = Field(default=10.0, gt=0)
     """Thickest slice in mm (SPACING-OUT-OF-RANGE); series that state none pass."""
-    refused_body_parts: tuple[str, ...] = ("HEAD", "BRAIN", "SKULL", "NECK", "HAND", "FOOT", "KNEE", "ANKLE", "WRIST")
-    """BodyPartExamined values that are refused (BODY-PART); the tag is often missing or wrong, so others pass."""
+    refused_body_parts: tuple[str, ...] = (
+        "HEAD",
+        "BRAIN",
+        "SKULL",
+        "NECK",
+        "HAND",
+        "FOOT",
+        "KNEE",
+        "ANKLE",
+        "WRIST",
+    )
+    """BodyPartExamined values that are refused (BODY-PART); the tag is often missing or wrong, others pass."""
     limits: SeriesLimits = SeriesLimits()
     """Sizes and tolerances of reading."""
 
@@ -74,6 +84,8 @@ class IntakeSettings(Frozen):
             low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
             if low > high:
                 raise PydanticCustomError(
-                    "impossible_value", "{cure}", {"key": f"min_{name}", "cure": f"write at most max_{name} ({high})"}
+                    "impossible_value",
+                    "{cure}",
+                    {"key": f"min_{name}", "cure": f"write at most max_{name} ({high})"},
                 )
         return self

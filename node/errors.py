@@ -20,6 +20,12 @@ REJECTION_CODES: dict[str, str] = {
     "TOO-FEW-SLICES": "fewer slices than the model needs",
     "UNDECODABLE": "the pixel data cannot be decoded",
     "NOT-DICOM": "the file is not a DICOM image",
+    "IDENTITY": "study, series or instance UIDs are missing or contradictory: nothing could be returned",
+    "NOT-HU": "the pixel values cannot be turned into Hounsfield units",
+    "KVP-OUT-OF-RANGE": "the tube voltage is outside what the model was made for",
+    "SPACING-OUT-OF-RANGE": "slice spacing, thickness or pixel spacing is outside what the model is made for",
+    "BODY-PART": "the series names a part of the body the model was not made for",
+    "TOO-LARGE": "a file, a slice or the whole series is larger than the limits set",
 }
 """Stable codes and what they mean, one line each; `docs/runbook.md` says what to do about them."""
 
