@@ -1,0 +1,306 @@
+"""The node's memory: one SQLite file, the only record of what was received, made and delivered.
+
+The file is in WAL mode with ``synchronous=FULL``: when a method that writes returns, the disk has it. Every
+method is one transaction, safe from any number of threads and processes at once; every move of a job is a
+row of ``event``. Times are epoch seconds handed in as ``now``.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from node.ledger import deliveries, leases, moves, receiving
+from node.ledger.errors import (
+    JobUnknown,
+    LedgerError,
+    LedgerTooNew,
+    LedgerUnusable,
+    MoveRefused,
+    StaleLease,
+)
+from node.ledger.rows import (
+    Delivery,
+    Event,
+    Instance,
+    Job,
+    Output,
+    ReceivedInstance,
+    Recorded,
+    SynthesisRecord,
+)
+from node.ledger.store import Store
+from node.states import State
+
+__all__ = [
+    "Delivery",
+    "Event",
+    "Instance",
+    "Job",
+    "JobUnknown",
+    "Ledger",
+    "LedgerError",
+    "LedgerTooNew",
+    "LedgerUnusable",
+    "MoveRefused",
+    "Output",
+    "ReceivedInstance",
+    "Recorded",
+    "StaleLease",
+    "SynthesisRecord",
+]
+
+
+class Ledger:
+    """The ledger in ``path``, created or brought up to date when opened.
+
+    Raises LedgerTooNew where a newer version wrote the file, LedgerUnusable where it is no ledger. File
+    paths are stored relative to the ledger's folder, so the folder may be moved; they come back absolute.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._store = Store(path)
+        self.path = self._store.path
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; the ledger is of no further use."""
+        self._store.close()
+
+    # receiving
+
+    def record_instance(self, received: ReceivedInstance, now: float) -> Recorded:
+        """Put a received instance into the living generation of its series, or open the next one.
+
+        A late slice (the generation is past RECEIVING) opens a generation holding the old instances and
+        itself, and supersedes the old one; a byte-identical repeat never does. The same SOP Instance UID with
+        other bytes is a conflict: the first stays, nothing is recorded, the caller quarantines the second.
+        """
+        with self._store.writing() as db:
+            return receiving.record(db, received, self._stored(received.path), now)
+
+    def find_repeat(self, series_instance_uid: str, sop_instance_uid: str, sha256: str) -> int | None:
+        """The living job that already holds exactly these bytes, if one does; writes nothing."""
+        with self._store.reading() as db:
+            return receiving.repeat(db, series_instance_uid, sop_instance_uid, sha256)
+
+    def receiving(self, quiet_before: float) -> list[Job]:
+        """The RECEIVING jobs that heard nothing since ``quiet_before``, oldest first."""
+        return self._jobs(
+            "WHERE state = ? AND last_received_at <= ? ORDER BY id", (State.RECEIVING, quiet_before)
+        )
+
+    def settle(self, job_id: int, instances: int, now: float, reason: str | None = None) -> bool:
+        """RECEIVING → SETTLED, unless the job no longer holds just the ``instances`` that were judged."""
+        with self._store.writing() as db:
+            return moves.settle(db, job_id, instances, now, reason)
+
+    # looking
+
+    def job(self, job_id: int) -> Job:
+        """The job; raises JobUnknown."""
+        found = self._jobs("WHERE id = ?", (job_id,))
+        if not found:
+            raise JobUnknown(job_id)
+        return found[0]
+
+    def jobs(self, states: Iterable[State] | None = None, limit: int | None = None) -> list[Job]:
+        """Jobs in these states (all without), oldest first; with ``limit`` the newest that many of them."""
+        wanted = list(State) if states is None else list(states)
+        marks = ", ".join("?" * len(wanted))
+        newest_first = self._jobs(
+            f"WHERE state IN ({marks}) ORDER BY id DESC LIMIT ?", (*wanted, -1 if limit is None else limit)
+        )
+        return newest_first[::-1]
+
+    def find_jobs(self, series_instance_uid: str) -> list[Job]:
+        """Every generation of the series, oldest first."""
+        return self._jobs("WHERE series_instance_uid = ? ORDER BY generation", (series_instance_uid,))
+
+    def instances(self, job_id: int) -> list[Instance]:
+        """The files the job holds, in the order they came."""
+        with self._store.reading() as db:
+            rows = db.execute(
+                "SELECT * FROM instance WHERE job_id = ? ORDER BY received_at, sop_instance_uid", (job_id,)
+            ).fetchall()
+        return [self._instance(row) for row in rows]
+
+    def outputs(self, job_id: int) -> list[Output]:
+        """The files made for the job, in the order they were made."""
+        with self._store.reading() as db:
+            rows = db.execute("SELECT * FROM output WHERE job_id = ? ORDER BY id", (job_id,)).fetchall()
+        return [self._output(row) for row in rows]
+
+    def syntheses(self, job_id: int) -> list[SynthesisRecord]:
+        """What each phase of the job was made with."""
+        with self._store.reading() as db:
+            rows = db.execute("SELECT * FROM synthesis WHERE job_id = ? ORDER BY phase", (job_id,)).fetchall()
+        return [leases.synthesis_of(row) for row in rows]
+
+    def events(self, job_id: int) -> list[Event]:
+        """The job's history, oldest first."""
+        with self._store.reading() as db:
+            rows = db.execute("SELECT * FROM event WHERE job_id = ? ORDER BY id", (job_id,)).fetchall()
+        return [_event(row) for row in rows]
+
+    def is_own_series(self, series_instance_uid: str) -> bool:
+        """Whether this node made a series with this UID."""
+        with self._store.reading() as db:
+            row = db.execute(
+                "SELECT 1 FROM output WHERE series_instance_uid = ? LIMIT 1", (series_instance_uid,)
+            ).fetchone()
+        return row is not None
+
+    # moving
+
+    def move(
+        self, job_id: int, to: State, now: float, code: str | None = None, reason: str | None = None
+    ) -> None:
+        """Move the job and end its lease; raises MoveRefused for a move MOVES does not have."""
+        with self._store.writing() as db:
+            moves.move(db, job_id, to, now, code=code, reason=reason)
+
+    def retry(self, job_id: int, now: float) -> State:
+        """Send a PARKED job back to where it stood, or a REJECTED one to READY; attempts start again.
+
+        Says where it went: SETTLED, READY or BUILT. Raises MoveRefused for any other job.
+        """
+        with self._store.writing() as db:
+            return moves.retry(db, job_id, now)
+
+    # working
+
+    def lease(self, owner: str, now: float, lease_s: float) -> Job | None:
+        """Take the oldest READY job that is due and free, for ``lease_s`` seconds; attempt is one more.
+
+        ``owner`` is unique to one start of one worker process.
+        """
+        with self._store.writing() as db:
+            job_id = leases.lease(db, owner, now, lease_s)
+        return None if job_id is None else self.job(job_id)
+
+    def renew(self, job_id: int, owner: str, now: float, lease_s: float, progress: float) -> bool:
+        """Hold on to the job and show its progress (0–1); False where it is no longer ``owner``'s."""
+        with self._store.writing() as db:
+            return leases.renew(db, job_id, owner, now=now, lease_s=lease_s, progress=progress)
+
+    def release(self, job_id: int, owner: str, now: float, not_before: float, reason: str) -> None:
+        """Give the job back, to be tried again from ``not_before`` on; raises StaleLease."""
+        with self._store.writing() as db:
+            leases.release(db, job_id, owner, now=now, not_before=not_before, reason=reason)
+
+    def record_built(
+        self,
+        job_id: int,
+        owner: str,
+        outputs: Sequence[Output],
+        syntheses: Sequence[SynthesisRecord],
+        destinations: Sequence[str],
+        *,
+        now: float,
+    ) -> None:
+        """READY → BUILT with everything that was built and where it goes, in one transaction.
+
+        Raises StaleLease, and records nothing, where the job is no longer READY and ``owner``'s. With no
+        destinations the job stays BUILT.
+        """
+        stored = [(output, self._stored(output.path)) for output in outputs]
+        with self._store.writing() as db:
+            leases.record_built(
+                db, job_id, owner, outputs=stored, syntheses=syntheses, destinations=destinations, now=now
+            )
+
+    # delivering
+
+    def due(self, destination: str, now: float) -> list[Job]:
+        """The BUILT jobs, oldest first, that this destination should be tried with now."""
+        with self._store.reading() as db:
+            return [_job(row) for row in deliveries.due(db, destination, now)]
+
+    def pending_outputs(self, job_id: int, destination: str) -> list[Output]:
+        """The job's outputs this destination does not have yet, in the order they were made."""
+        with self._store.reading() as db:
+            rows = deliveries.pending(db, job_id, destination)
+        return [self._output(row) for row in rows]
+
+    def record_delivery(self, sop_instance_uid: str, destination: str, status: int, now: float) -> None:
+        """Keep the destination's answer for one output: success and warnings (PS3.7 C) count as delivered.
+
+        The last output to reach the last destination moves BUILT → DELIVERED in the same transaction.
+        """
+        with self._store.writing() as db:
+            deliveries.record(db, sop_instance_uid, destination, status, now)
+
+    def postpone(self, job_id: int, destination: str, not_before: float, reason: str, now: float) -> int:
+        """Try this destination again from ``not_before`` on; how many attempts have failed by now."""
+        with self._store.writing() as db:
+            return deliveries.postpone(db, job_id, destination, not_before=not_before, reason=reason, now=now)
+
+    def refuse(self, job_id: int, destination: str, reason: str, now: float) -> None:
+        """This destination will not take the job: PARKED as soon as no other has anything left to take."""
+        with self._store.writing() as db:
+            deliveries.refuse(db, job_id, destination, reason, now)
+
+    def deliveries(self, job_id: int) -> list[Delivery]:
+        """How each destination stands with the job."""
+        with self._store.reading() as db:
+            rows = deliveries.standing(db, job_id)
+        return [Delivery(**{**dict(row), "refused": bool(row["refused"])}) for row in rows]
+
+    # counting
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to a counter that survives restarts."""
+        with self._store.writing() as db:
+            db.execute(
+                "INSERT INTO counter (name, value) VALUES (?, ?)"
+                " ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+                (name, by),
+            )
+
+    def counters(self) -> dict[str, int]:
+        """Every counter that ever counted."""
+        with self._store.reading() as db:
+            return {row["name"]: row["value"] for row in db.execute("SELECT * FROM counter ORDER BY name")}
+
+    def _jobs(self, clause: str, values: Sequence[object]) -> list[Job]:
+        with self._store.reading() as db:
+            return [_job(row) for row in db.execute(f"SELECT * FROM job {clause}", values)]
+
+    def _stored(self, path: Path) -> str:
+        """The path as the file keeps it: relative where it lies beside the ledger."""
+        whole = path.absolute()
+        root = self._store.root
+        return str(whole.relative_to(root) if whole.is_relative_to(root) else whole)
+
+    def _instance(self, row: sqlite3.Row) -> Instance:
+        return Instance(**{**dict(row), "path": self._store.root / row["path"]})
+
+    def _output(self, row: sqlite3.Row) -> Output:
+        columns = {name: row[name] for name in row.keys() if name != "id"}  # noqa: SIM118
+        return Output(**{**columns, "path": self._store.root / row["path"]})
+
+
+def _job(row: sqlite3.Row) -> Job:
+    return Job(**{**dict(row), "state": State(row["state"])})
+
+
+def _event(row: sqlite3.Row) -> Event:
+    before = row["from_state"]
+    return Event(
+        job_id=row["job_id"],
+        at=row["at"],
+        from_state=None if before is None else State(before),
+        to_state=State(row["to_state"]),
+        code=row["code"],
+        note=row["note"],
+    )

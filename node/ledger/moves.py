@@ -1,0 +1,105 @@
+"""Moves between states, and the rule that every one of them is a row in ``event``."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from node.ledger.errors import JobUnknown, MoveRefused
+from node.states import MOVES, State
+
+
+def state_of(db: sqlite3.Connection, job_id: int) -> State:
+    """The job's state; raises JobUnknown."""
+    row = db.execute("SELECT state FROM job WHERE id = ?", (job_id,)).fetchone()
+    if row is None:
+        raise JobUnknown(job_id)
+    return State(row["state"])
+
+
+def move(
+    db: sqlite3.Connection,
+    job_id: int,
+    to: State,
+    now: float,
+    *,
+    code: str | None = None,
+    reason: str | None = None,
+) -> None:
+    """Move the job and end its lease; raises JobUnknown, or MoveRefused where MOVES has no such move."""
+    state = state_of(db, job_id)
+    if to not in MOVES[state]:
+        raise MoveRefused(job_id, state, to)
+    db.execute(
+        "UPDATE job SET state = ?, code = ?, reason = ?, updated_at = ?, owner = NULL, leased_until = NULL"
+        " WHERE id = ?",
+        (to, code, reason, now, job_id),
+    )
+    note(db, job_id, now, from_state=state, to_state=to, code=code, text=reason)
+
+
+def settle(db: sqlite3.Connection, job_id: int, instances: int, now: float, reason: str | None) -> bool:
+    """RECEIVING → SETTLED if the job still holds the ``instances`` that were judged; False if not."""
+    row = db.execute("SELECT state, instances FROM job WHERE id = ?", (job_id,)).fetchone()
+    if row is None:
+        raise JobUnknown(job_id)
+    if row["state"] != State.RECEIVING or row["instances"] != instances:
+        return False
+    move(db, job_id, State.SETTLED, now, reason=reason)
+    return True
+
+
+RETRY_AFTER: dict[State, State] = {
+    State.RECEIVING: State.SETTLED,
+    State.SETTLED: State.SETTLED,
+    State.READY: State.READY,
+    State.BUILT: State.BUILT,
+}
+"""Where a parked job goes again, by where it was parked."""
+
+
+def retry(db: sqlite3.Connection, job_id: int, now: float) -> State:
+    """Send a PARKED or REJECTED job on its way again with its attempts forgotten; says where it went.
+
+    A parked job goes back to where it stood (one parked before intake to SETTLED, for intake to look
+    again); a rejected one to READY, past intake, because a person says so. Raises MoveRefused otherwise.
+    """
+    state = state_of(db, job_id)
+    if state is State.REJECTED:
+        target = State.READY
+    elif state is State.PARKED:
+        target = RETRY_AFTER[_state_before_parking(db, job_id)]
+    else:
+        raise MoveRefused(job_id, state, State.READY)
+    move(db, job_id, target, now, reason="tried again by hand")
+    db.execute("UPDATE job SET attempt = 0, not_before = 0, progress = 0 WHERE id = ?", (job_id,))
+    db.execute(
+        "UPDATE delivery SET attempt = 0, not_before = 0, refused = 0, reason = NULL WHERE job_id = ?",
+        (job_id,),
+    )
+    return target
+
+
+def _state_before_parking(db: sqlite3.Connection, job_id: int) -> State:
+    row = db.execute(
+        "SELECT from_state FROM event WHERE job_id = ? AND to_state = ? AND from_state <> to_state"
+        " ORDER BY id DESC LIMIT 1",
+        (job_id, State.PARKED),
+    ).fetchone()
+    return State(row["from_state"])
+
+
+def note(
+    db: sqlite3.Connection,
+    job_id: int,
+    now: float,
+    *,
+    from_state: State | None,
+    to_state: State,
+    code: str | None = None,
+    text: str | None = None,
+) -> None:
+    """Write one line of the job's history."""
+    db.execute(
+        "INSERT INTO event (job_id, at, from_state, to_state, code, note) VALUES (?, ?, ?, ?, ?, ?)",
+        (job_id, now, from_state, to_state, code, text),
+    )

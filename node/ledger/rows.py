@@ -1,0 +1,133 @@
+"""The ledger's rows as values. Times are epoch seconds; paths are absolute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from node.states import State
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One generation of one series, all phases of it."""
+
+    id: int
+    series_instance_uid: str
+    generation: int
+    study_instance_uid: str
+    calling_ae: str
+    state: State
+    code: str | None
+    reason: str | None
+    attempt: int
+    owner: str | None
+    leased_until: float | None
+    not_before: float
+    progress: float
+    created_at: float
+    updated_at: float
+    last_received_at: float
+    instances: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedInstance:
+    """What the SCP hands over once the file is safe."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    calling_ae: str
+    path: Path
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What became of a received instance.
+
+    ``is_new`` is False for a byte-identical repeat and for a conflict. ``conflict`` is True where the
+    generation already holds this SOP Instance UID with other bytes: the first one stays, and the caller
+    quarantines the second.
+    """
+
+    job_id: int
+    generation: int
+    is_new: bool
+    superseded_job_id: int | None = None
+    conflict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One received file of a job. Later generations share the files of earlier ones."""
+
+    job_id: int
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    path: Path
+    sha256: str
+    bytes: int
+    received_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One file of a result, in the outbox."""
+
+    job_id: int
+    phase: str
+    kind: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class SynthesisRecord:
+    """What one phase was made with: an engine synthesis without its volume."""
+
+    phase: str
+    model_id: str
+    model_digest: str
+    seed: int
+    sampler: str
+    steps: int
+    provider: str
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    findings: tuple[tuple[str, str], ...] = ()
+    """(code, text) of each finding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How one destination stands with one job."""
+
+    job_id: int
+    destination: str
+    attempt: int
+    not_before: float
+    refused: bool
+    reason: str | None
+    delivered: int
+    outputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of a job's history; a note that is no move has equal states."""
+
+    job_id: int
+    at: float
+    from_state: State | None
+    to_state: State
+    code: str | None
+    note: str | None

@@ -1,0 +1,151 @@
+"""The ledger's tables, one migration a version, and how a file is brought up to date."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+from node.ledger.errors import LedgerTooNew
+
+Migration = tuple[str, ...]
+
+MIGRATIONS: tuple[Migration, ...] = (
+    (
+        """
+        CREATE TABLE job (
+            id INTEGER PRIMARY KEY,
+            series_instance_uid TEXT NOT NULL,
+            generation INTEGER NOT NULL CHECK (generation >= 1),
+            study_instance_uid TEXT NOT NULL,
+            calling_ae TEXT NOT NULL,
+            state TEXT NOT NULL,
+            code TEXT,
+            reason TEXT,
+            attempt INTEGER NOT NULL DEFAULT 0,
+            owner TEXT,
+            leased_until REAL,
+            not_before REAL NOT NULL DEFAULT 0,
+            progress REAL NOT NULL DEFAULT 0,
+            created_at REAL NOT NULL,
+            updated_at REAL NOT NULL,
+            last_received_at REAL NOT NULL,
+            instances INTEGER NOT NULL DEFAULT 0,
+            UNIQUE (series_instance_uid, generation),
+            CHECK ((owner IS NULL) = (leased_until IS NULL)),
+            CHECK (owner IS NULL OR state = 'READY')
+        )
+        """,
+        # A series has one living generation, whatever races.
+        "CREATE UNIQUE INDEX job_living ON job (series_instance_uid) WHERE state <> 'SUPERSEDED'",
+        "CREATE INDEX job_by_state ON job (state)",
+        """
+        CREATE TABLE instance (
+            job_id INTEGER NOT NULL REFERENCES job (id),
+            sop_instance_uid TEXT NOT NULL,
+            sop_class_uid TEXT NOT NULL,
+            transfer_syntax_uid TEXT NOT NULL,
+            path TEXT NOT NULL,
+            sha256 TEXT NOT NULL,
+            bytes INTEGER NOT NULL,
+            received_at REAL NOT NULL,
+            PRIMARY KEY (job_id, sop_instance_uid)
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE output (
+            id INTEGER PRIMARY KEY,
+            job_id INTEGER NOT NULL REFERENCES job (id),
+            phase TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            series_instance_uid TEXT NOT NULL,
+            sop_instance_uid TEXT NOT NULL UNIQUE,
+            sop_class_uid TEXT NOT NULL,
+            path TEXT NOT NULL,
+            sha256 TEXT NOT NULL
+        )
+        """,
+        "CREATE INDEX output_by_job ON output (job_id)",
+        "CREATE INDEX output_by_series ON output (series_instance_uid)",
+        """
+        CREATE TABLE synthesis (
+            job_id INTEGER NOT NULL REFERENCES job (id),
+            phase TEXT NOT NULL,
+            model_id TEXT NOT NULL,
+            model_digest TEXT NOT NULL,
+            seed INTEGER NOT NULL,
+            sampler TEXT NOT NULL,
+            steps INTEGER NOT NULL,
+            provider TEXT NOT NULL,
+            seconds TEXT NOT NULL,
+            findings TEXT NOT NULL,
+            PRIMARY KEY (job_id, phase)
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE delivery (
+            job_id INTEGER NOT NULL REFERENCES job (id),
+            destination TEXT NOT NULL,
+            attempt INTEGER NOT NULL DEFAULT 0,
+            not_before REAL NOT NULL DEFAULT 0,
+            refused INTEGER NOT NULL DEFAULT 0,
+            reason TEXT,
+            PRIMARY KEY (job_id, destination)
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE delivered (
+            output_id INTEGER NOT NULL REFERENCES output (id),
+            destination TEXT NOT NULL,
+            status INTEGER NOT NULL,
+            at REAL NOT NULL,
+            PRIMARY KEY (output_id, destination)
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE event (
+            id INTEGER PRIMARY KEY,
+            job_id INTEGER NOT NULL REFERENCES job (id),
+            at REAL NOT NULL,
+            from_state TEXT,
+            to_state TEXT NOT NULL,
+            code TEXT,
+            note TEXT
+        )
+        """,
+        "CREATE INDEX event_by_job ON event (job_id)",
+        "CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
+    ),
+)
+"""Entry n brings a file of schema version n to n + 1. Never edit one that was released: append."""
+
+
+def version_of(db: sqlite3.Connection) -> int:
+    """The file's schema version, 0 for an empty file."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def migrate(db: sqlite3.Connection, path: Path, migrations: Sequence[Migration] = MIGRATIONS) -> None:
+    """Bring the file up to date, all of it or nothing of it, once however many processes start together.
+
+    Raises LedgerTooNew, and touches nothing, where the file's version is beyond ``migrations``.
+    """
+    if version_of(db) == len(migrations):
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        _apply(db, path, migrations)
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+def _apply(db: sqlite3.Connection, path: Path, migrations: Sequence[Migration]) -> None:
+    found = version_of(db)
+    if found > len(migrations):
+        raise LedgerTooNew(path, found, len(migrations))
+    for statements in migrations[found:]:
+        for statement in statements:
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version = {len(migrations)}")
