@@ -26,6 +26,7 @@ REJECTION_CODES: dict[str, str] = {
     "SPACING-OUT-OF-RANGE": "slice spacing, thickness or pixel spacing is outside what the model is made for",
     "BODY-PART": "the series names a part of the body the model was not made for",
     "TOO-LARGE": "a file, a slice or the whole series is larger than the limits set",
+    "VOLUME-UNSUPPORTED": "the volume is outside what the model was made for",
 }
 """Stable codes and what they mean, one line each; `docs/runbook.md` says what to do about them."""
 

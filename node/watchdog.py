@@ -1,0 +1,57 @@
+"""Tells systemd that the node is ready and alive, and says so only when it is.
+
+The protocol is one datagram to ``$NOTIFY_SOCKET`` (sd_notify(3)); without that variable nothing is sent. The
+unit needs ``Type=notify`` and ``WatchdogSec=``; a feed that stops makes systemd restart the node.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Pulse:
+    """The last sign of life of one lane, and the seconds of silence after which it counts as stuck.
+
+    Times are monotonic seconds, passed in.
+    """
+
+    limit_s: float
+    last: float
+
+    def beat(self, now: float) -> None:
+        """The lane did something."""
+        self.last = now
+
+    def is_alive(self, now: float) -> bool:
+        """Whether the last sign of life is young enough."""
+        return now - self.last <= self.limit_s
+
+
+def stuck(pulses: Mapping[str, Pulse], now: float) -> list[str]:
+    """Names of the lanes that have been silent for too long."""
+    return [name for name, pulse in pulses.items() if not pulse.is_alive(now)]
+
+
+def notify(message: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Send ``message`` (such as ``READY=1``) to systemd; False where nobody asked for it."""
+    address = environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return False
+    if address.startswith("@"):
+        address = "\0" + address[1:]  # Linux's abstract namespace
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wire:
+        wire.sendto(message.encode(), address)
+    return True
+
+
+def feed_every_s(environ: Mapping[str, str] = os.environ) -> float | None:
+    """Seconds between two feeds, a third of what systemd allows; None where no watchdog watches us."""
+    allowed_us = int(environ.get("WATCHDOG_USEC", "0"))
+    watched_pid = environ.get("WATCHDOG_PID", "")
+    if not allowed_us or (watched_pid and int(watched_pid) != os.getpid()):
+        return None
+    return allowed_us / 3_000_000
