@@ -1,0 +1,114 @@
+"""The synthesis as a classic CT series: one slice a source slice, in the same study and the same place.
+
+Tags: the conformance statement's table of a synthetic CT series (docs/conformance.md).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, CTImageStorage
+
+from engine.synthesis import Synthesis
+from engine.volume import Float32
+from node import tags
+from node.outputs import copied, provenance
+from node.outputs.context import OutputContext
+from node.outputs.encoding import declare_encoding
+from node.outputs.phases import style_of
+from node.outputs.provenance import Derivation
+from node.series import SourceSeries
+
+KIND: Final = "ct_series"
+INT16_HU: Final = (-32768, 32767)
+"""What sixteen signed bits hold; metal beyond it is clipped, never wrapped."""
+
+
+def make_ct_series(series: SourceSeries, synthesis: Synthesis, context: OutputContext) -> list[Dataset]:
+    """CT Image Storage instances in slice order, with pixel data; equal arguments give equal bytes.
+
+    Raises ValueError where the synthesis is not on the source's grid, holds numbers that are not finite, or
+    is of a phase without a style.
+    """
+    check_grid(series, synthesis)
+    stored = to_stored(synthesis.volume.hu)
+    derivation = Derivation(KIND, synthesis.phase.upper(), 0, series, synthesis, context)
+    numbers = instance_numbers(series)
+    slices = [_slice(derivation, index, stored[index]) for index in range(len(stored))]
+    for ds, number in zip(slices, numbers, strict=True):
+        ds.InstanceNumber = number
+    return slices
+
+
+def check_grid(series: SourceSeries, synthesis: Synthesis) -> None:
+    """Raise ValueError unless the synthesis has one slice for each header, of the header's size."""
+    expected = series.volume.geometry
+    if synthesis.volume.geometry != expected or len(series.headers) != expected.shape[0]:
+        raise ValueError(
+            f"the synthesis is on a grid of {synthesis.volume.geometry.shape}, "
+            f"its source on {expected.shape} with {len(series.headers)} headers"
+        )
+
+
+def to_stored(hu: Float32) -> NDArray[np.int16]:
+    """HU as signed 16 bit numbers, rounded and clipped; raises ValueError where a number is not finite."""
+    if not np.isfinite(hu).all():
+        raise ValueError("the synthesis holds numbers that are not finite")
+    return np.clip(np.rint(hu), *INT16_HU).astype(np.int16)
+
+
+def instance_numbers(series: SourceSeries) -> list[int]:
+    """The source's instance numbers where they tell the slices apart, else 1, 2, 3 …"""
+    found = [tags.number(header, "InstanceNumber") for header in series.headers]
+    usable = [int(number) for number in found if number is not None and 0 <= number <= provenance.MAX_IS]
+    return usable if len(set(usable)) == len(found) else list(range(1, len(found) + 1))
+
+
+def _slice(derivation: Derivation, index: int, stored: NDArray[np.int16]) -> Dataset:
+    ds = Dataset()
+    copied.copy_identity(derivation.source, ds)
+    _copy_slice(derivation.series.headers[index], ds)
+    provenance.describe(ds, derivation)
+    _identify(ds, derivation, index)
+    ds.SourceImageSequence = [provenance.source_reference(derivation, index)]
+    ds.ReferencedSeriesSequence = [provenance.referenced_series(derivation, [index])]
+    _set_pixels(ds, stored, derivation.synthesis.phase)
+    declare_encoding(ds)
+    return ds
+
+
+def _copy_slice(header: Dataset, ds: Dataset) -> None:
+    """Place, size and acquisition of the slice, from its own header."""
+    copied.copy_elements(header, ds, copied.SLICE)
+    copied.fill_empty(ds, copied.TYPE_2_OF_A_CT_SLICE)
+    copied.copy_lossy(header, ds)
+
+
+def _identify(ds: Dataset, derivation: Derivation, index: int) -> None:
+    source_uid = tags.text(derivation.series.headers[index], "SOPInstanceUID")
+    frame = derivation.frame_number(index)
+    ds.SOPClassUID = CTImageStorage
+    ds.SOPInstanceUID = UID(provenance.instance_uid(derivation.private_values(), source_uid, frame))
+    ds.Modality = "CT"
+    ds.ImageType = ["DERIVED", "SECONDARY", "AXIAL", "SYNTHETIC", derivation.phase]
+
+
+def _set_pixels(ds: Dataset, stored: NDArray[np.int16], phase: str) -> None:
+    """Image Pixel, Modality LUT and one VOI window (PS3.3 C.7.6.3, C.8.2.1, C.11.2)."""
+    style = style_of(phase)
+    ds.SamplesPerPixel = 1
+    ds.PhotometricInterpretation = "MONOCHROME2"
+    ds.Rows, ds.Columns = stored.shape
+    ds.BitsAllocated = ds.BitsStored = 16
+    ds.HighBit = 15
+    ds.PixelRepresentation = 1
+    ds.RescaleIntercept = 0
+    ds.RescaleSlope = 1
+    ds.RescaleType = "HU"
+    ds.WindowCenter = style.window_center_hu
+    ds.WindowWidth = style.window_width_hu
+    ds.WindowCenterWidthExplanation = f"SYNTHETIC {phase.upper()}"
+    ds.add_new("PixelData", "OW", np.ascontiguousarray(stored, dtype="<i2").tobytes())
