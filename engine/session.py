@@ -1,0 +1,259 @@
+"""ONNX Runtime sessions under a policy: what was asked for runs, or an error says what is missing.
+
+ONNX Runtime falls back to the CPU without an error, when a session is made and again when it runs; here both
+are switched off and the providers of every session are compared with what was asked. Only ``auto`` may end on
+the CPU, and then :class:`Opened` says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from pydantic import Field
+
+from config.base import Frozen
+from engine.bundle import Bundle
+from engine.errors import BundleInvalid, ProviderMissing, SynthesisFailed
+from engine.volume import Float32
+
+ProviderName = Literal["auto", "cuda", "tensorrt", "openvino", "cpu"]
+
+LOG_ERRORS, LOG_FATAL = 3, 4
+"""ONNX Runtime's severities; its warnings tell of hardware this machine does not have."""
+
+BROKEN_GRAPH = (
+    ort_errors.InvalidProtobuf,
+    ort_errors.InvalidGraph,
+    ort_errors.NoModel,
+    ort_errors.NotImplemented,
+)
+RUNTIME_ERRORS = (
+    ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.EPFail, ort_errors.EngineError,
+    ort_errors.RuntimeException, ort_errors.NotFound, *BROKEN_GRAPH, RuntimeError, ValueError, MemoryError,
+)  # fmt: skip
+"""What ``onnxruntime`` raises; its own exceptions share no base class but Exception."""
+
+
+class SessionPolicy(Frozen):
+    """Where and how the graphs run."""
+
+    provider: ProviderName = "auto"
+    """``auto`` takes CUDA, then OpenVINO, then the CPU; the others run or are an error."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of one operator; 0 takes every core this process may use."""
+    device: Annotated[int, Field(ge=0)] = 0
+    """Index of the GPU."""
+    memory_bytes: Annotated[int, Field(ge=0)] = 0
+    """Most GPU memory ONNX Runtime may take; 0 is no limit."""
+    tf32: bool = False
+    """Let the GPU round to 10 bits in products: faster, up to 1e-3 off."""
+    refuse_cpu_nodes: bool = False
+    """With a GPU: an error where the runtime would place any node of a graph on the CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One execution provider of ONNX Runtime and how to get it."""
+
+    ort_name: str
+    cure: str
+
+
+PROVIDERS: dict[str, Provider] = {
+    "cuda": Provider(
+        "CUDAExecutionProvider",
+        "install an NVIDIA driver, onnxruntime-gpu and the CUDA and cuDNN libraries it was built for "
+        "(pip install 'onnxruntime-gpu[cuda,cudnn]'), or set provider = 'cpu'",
+    ),
+    "tensorrt": Provider(
+        "TensorrtExecutionProvider",
+        "install onnxruntime-gpu, the CUDA libraries and TensorRT 10, or set provider = 'cuda'",
+    ),
+    "openvino": Provider(
+        "OpenVINOExecutionProvider",
+        "install onnxruntime-openvino in place of onnxruntime, or set provider = 'cpu'",
+    ),
+    "cpu": Provider("CPUExecutionProvider", "reinstall onnxruntime"),
+}
+
+AUTO = ("cuda", "openvino", "cpu")
+"""What ``auto`` tries, in order; TensorRT only by name, since it builds its engines for minutes."""
+
+NVIDIA_NODES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+"""What the driver makes on Linux and on Linux under Windows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One loaded graph: arrays in by name, one float32 array out."""
+
+    name: str
+    session: ort.InferenceSession
+
+    def __call__(self, **inputs: Float32) -> Float32:
+        """The graph's first output; SynthesisFailed with the runtime's message if it fails."""
+        try:
+            output: Float32 = self.session.run(None, inputs)[0]
+        except RUNTIME_ERRORS as error:
+            raise SynthesisFailed(f"graph {self.name!r}: {error}") from error
+        return output.astype(np.float32, copy=False)
+
+    @property
+    def inputs(self) -> Mapping[str, tuple[int | str | None, ...]]:
+        """The shape of every input; a text is a free dimension."""
+        return {i.name: tuple(i.shape) for i in self.session.get_inputs()}
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The graphs of a bundle, loaded."""
+
+    graphs: Mapping[str, Graph]
+    provider: str
+    """What runs: a key of :data:`PROVIDERS`."""
+    fallback: str | None
+    """Why ``auto`` did not get an accelerator that this machine has; None where nothing was lost."""
+
+
+def open_graphs(bundle: Bundle, policy: SessionPolicy) -> Opened:
+    """Every graph of ``bundle`` on one provider.
+
+    Raises ProviderMissing where the provider asked for does not run, BundleInvalid where a graph cannot.
+    """
+    ort.set_default_logger_severity(LOG_ERRORS)
+    fallback = None
+    for provider in candidates(policy.provider):
+        try:
+            return Opened(_open_all(bundle, provider, policy), provider, fallback)
+        except ProviderMissing as error:
+            if policy.provider != "auto" or provider == "cpu":
+                raise
+            fallback = str(error)
+    raise ProviderMissing(policy.provider, available(), PROVIDERS["cpu"].cure)
+
+
+def candidates(asked: ProviderName) -> tuple[str, ...]:
+    """The providers to try: the one asked for, for ``auto`` those with hardware and a library here."""
+    if asked != "auto":
+        return (asked,)
+    present = available()
+    return tuple(p for p in AUTO if p in present and (p != "cuda" or _has_nvidia_gpu()))
+
+
+def available() -> tuple[str, ...]:
+    """The providers this installation of ONNX Runtime was built with."""
+    found = ort.get_available_providers()
+    return tuple(name for name, provider in PROVIDERS.items() if provider.ort_name in found)
+
+
+def cpu_threads(policy: SessionPolicy) -> int:
+    """The threads one operator gets on the CPU."""
+    if policy.threads:
+        return policy.threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def session_options(provider: str, policy: SessionPolicy) -> ort.SessionOptions:
+    """One operator after the other, deterministic kernels, threads that sleep while another graph runs."""
+    options = ort.SessionOptions()
+    options.log_severity_level = LOG_ERRORS
+    options.intra_op_num_threads = cpu_threads(policy)
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.use_deterministic_compute = True
+    options.enable_cpu_mem_arena = True  # one tile shape a session: the arena grows once and is used again
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    if policy.refuse_cpu_nodes and provider != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
+
+
+def provider_options(provider: str, policy: SessionPolicy) -> list[tuple[str, dict[str, str]]]:
+    """What ``InferenceSession(providers=…)`` gets: the provider, then those that take leftover nodes."""
+    if provider == "cpu":
+        return [("CPUExecutionProvider", {})]
+    if provider == "openvino":
+        threads = str(cpu_threads(policy))
+        wanted = {"device_type": "CPU", "precision": "ACCURACY", "num_of_threads": threads}
+        return [("OpenVINOExecutionProvider", wanted), ("CPUExecutionProvider", {})]
+    cuda = ("CUDAExecutionProvider", _cuda_options(policy))
+    if provider == "cuda":
+        return [cuda, ("CPUExecutionProvider", {})]
+    tensorrt = {"device_id": str(policy.device), "trt_fp16_enable": "0"}
+    return [("TensorrtExecutionProvider", tensorrt), cuda, ("CPUExecutionProvider", {})]
+
+
+def _cuda_options(policy: SessionPolicy) -> dict[str, str]:
+    options = {
+        "device_id": str(policy.device),
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "cudnn_conv_use_max_workspace": "1",
+        "arena_extend_strategy": "kSameAsRequested",
+        "use_tf32": str(int(policy.tf32)),
+    }
+    return options | ({"gpu_mem_limit": str(policy.memory_bytes)} if policy.memory_bytes else {})
+
+
+def _open_all(bundle: Bundle, provider: str, policy: SessionPolicy) -> dict[str, Graph]:
+    if provider not in available():
+        raise ProviderMissing(provider, available(), PROVIDERS[provider].cure)
+    if provider in ("cuda", "tensorrt"):
+        _load_nvidia_libraries()
+    return {name: Graph(name, _open(bundle, name, provider, policy)) for name in bundle.manifest.graphs}
+
+
+def _open(bundle: Bundle, name: str, provider: str, policy: SessionPolicy) -> ort.InferenceSession:
+    asked = PROVIDERS[provider]
+    try:
+        with _quiet():
+            session = ort.InferenceSession(
+                bundle.graph_bytes(name),
+                session_options(provider, policy),
+                providers=provider_options(provider, policy),
+                enable_fallback=0,
+            )
+    except RUNTIME_ERRORS as error:
+        if provider == "cpu" or isinstance(error, BROKEN_GRAPH):
+            raise BundleInvalid(bundle.folder, f"graph {name!r} does not load: {error}") from error
+        raise ProviderMissing(provider, ("cpu",), f"{asked.cure} ({error})") from error
+    check_providers(provider, tuple(session.get_providers()))
+    return session
+
+
+def check_providers(provider: str, found: tuple[str, ...]) -> None:
+    """ProviderMissing if a session that was asked for ``provider`` runs on ``found`` without it in front."""
+    asked = PROVIDERS[provider]
+    if found[:1] != (asked.ort_name,):
+        raise ProviderMissing(provider, found, asked.cure)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """While a provider is tried: what it would log is in the error this room raises."""
+    ort.set_default_logger_severity(LOG_FATAL)
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(LOG_ERRORS)
+
+
+def _has_nvidia_gpu() -> bool:
+    """Whether an NVIDIA driver serves this machine; off Linux, trying is the only way to know."""
+    return not sys.platform.startswith("linux") or any(node.exists() for node in NVIDIA_NODES)
+
+
+def _load_nvidia_libraries() -> None:
+    """Take CUDA and cuDNN from the ``nvidia-*`` wheels if there; what is missing shows on opening."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        ort.preload_dlls()

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from engine import session
+from engine.bundle import Bundle, digest_files, read_bundle, write_manifest
+from engine.errors import BundleInvalid, ProviderMissing, SynthesisFailed
+from engine.session import SessionPolicy, check_providers, open_graphs, provider_options, session_options
+
+MakeBundle = Callable[..., Bundle]
+
+HAS_GPU = session._has_nvidia_gpu()
+
+
+def test_the_cpu_runs_what_the_graph_says(make_bundle: MakeBundle) -> None:
+    opened = open_graphs(
+        make_bundle("translator", gain=1.0, lift=0.5), SessionPolicy(provider="cpu", threads=1)
+    )
+    graph = opened.graphs["translator"]
+    x = np.ones((1, 1, 8, 16, 16), np.float32)
+    y = graph(x=x)
+    assert (opened.provider, opened.fallback) == ("cpu", None)
+    assert graph.inputs == {"x": (1, 1, 8, 16, 16)}
+    assert y.dtype == np.float32
+    assert y[0, 0, 4, 8, 8] == pytest.approx(2.5)
+
+
+def test_the_runtime_s_message_is_in_the_failure(make_bundle: MakeBundle) -> None:
+    graph = open_graphs(make_bundle("translator"), SessionPolicy(provider="cpu")).graphs["translator"]
+    with pytest.raises(SynthesisFailed, match=r"'translator'.*invalid dimensions"):
+        graph(x=np.ones((1, 1, 8, 16, 20), np.float32))
+    with pytest.raises(SynthesisFailed, match="missing from input feed"):
+        graph(y=np.ones((1, 1, 8, 16, 16), np.float32))
+
+
+def test_a_file_that_is_no_graph_is_an_invalid_bundle(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle("translator")
+    (bundle.folder / "translator.onnx").write_bytes(b"not a graph")
+    write_manifest(bundle.folder, bundle.manifest.model_copy(update={"files": digest_files_of(bundle)}))
+    with pytest.raises(BundleInvalid, match="'translator' does not load"):
+        open_graphs(read_bundle(bundle.folder), SessionPolicy(provider="cpu"))
+
+
+def digest_files_of(bundle: Bundle) -> dict[str, str]:
+    return digest_files(bundle.folder)
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "openvino"])
+def test_a_provider_asked_for_and_absent_is_an_error_with_a_cure(
+    make_bundle: MakeBundle, provider: str
+) -> None:
+    if HAS_GPU or (provider == "openvino" and "openvino" in session.available()):
+        pytest.skip("this machine has it")
+    with pytest.raises(ProviderMissing, match="install") as caught:
+        open_graphs(make_bundle("translator"), SessionPolicy(provider=provider))  # type: ignore[arg-type]
+    assert caught.value.asked == provider
+
+
+@pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")
+def test_auto_takes_the_cpu_where_there_is_no_gpu_and_says_nothing_on_the_terminal(
+    make_bundle: MakeBundle,
+) -> None:
+    folder = make_bundle("translator").folder
+    program = (
+        "import sys; from pathlib import Path; from engine.bundle import read_bundle\n"
+        "from engine.session import open_graphs, SessionPolicy\n"
+        "opened = open_graphs(read_bundle(Path(sys.argv[1])), SessionPolicy())\n"
+        "assert opened.provider in ('cpu', 'openvino') and opened.fallback is None"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(
+    HAS_GPU or "CUDAExecutionProvider" not in ort.get_available_providers(),
+    reason="needs a GPU build, no GPU",
+)
+def test_auto_with_a_gpu_that_cannot_be_used_runs_on_the_cpu_and_tells_why(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_has_nvidia_gpu", lambda: True)
+    opened = open_graphs(make_bundle("translator"), SessionPolicy())
+    assert opened.provider == "cpu"
+    assert "'cuda' was asked for" in (opened.fallback or "")
+
+
+def test_a_session_that_fell_back_silently_is_refused() -> None:
+    with pytest.raises(ProviderMissing, match="CPUExecutionProvider"):
+        check_providers("cuda", ("CPUExecutionProvider",))
+    check_providers("cuda", ("CUDAExecutionProvider", "CPUExecutionProvider"))
+
+
+def test_cuda_gets_its_device_search_and_memory_limit() -> None:
+    policy = SessionPolicy(device=1, memory_bytes=5_000_000)
+    names = [name for name, _ in provider_options("tensorrt", policy)]
+    assert names == ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    cuda = dict(provider_options("cuda", policy))["CUDAExecutionProvider"]
+    assert cuda["device_id"] == "1"
+    assert cuda["cudnn_conv_algo_search"] == "HEURISTIC"
+    assert cuda["gpu_mem_limit"] == "5000000"
+    assert "gpu_mem_limit" not in dict(provider_options("cuda", SessionPolicy()))["CUDAExecutionProvider"]
+    openvino = dict(provider_options("openvino", SessionPolicy(threads=3)))["OpenVINOExecutionProvider"]
+    assert openvino["num_of_threads"] == "3"
+
+
+def test_threads_are_the_policy_s_or_every_core_allowed() -> None:
+    assert session_options("cpu", SessionPolicy(threads=3)).intra_op_num_threads == 3
+    assert session_options("cpu", SessionPolicy()).intra_op_num_threads >= 1
+    refusing = session_options("cuda", SessionPolicy(refuse_cpu_nodes=True))
+    assert refusing.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
