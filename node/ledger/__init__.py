@@ -193,10 +193,15 @@ class Ledger:
         with self._store.writing() as db:
             return leases.renew(db, job_id, owner, now=now, lease_s=lease_s, progress=progress)
 
-    def release(self, job_id: int, owner: str, now: float, not_before: float, reason: str) -> None:
-        """Give the job back, to be tried again from ``not_before`` on; raises StaleLease."""
+    def release(
+        self, job_id: int, owner: str, now: float, not_before: float, reason: str, *, counted: bool = True
+    ) -> None:
+        """Give the job back, to be tried again from ``not_before`` on; raises StaleLease.
+
+        An attempt that is not ``counted`` was none: its worker was told to stop.
+        """
         with self._store.writing() as db:
-            leases.release(db, job_id, owner, now=now, not_before=not_before, reason=reason)
+            leases.release(db, job_id, owner, now=now, not_before=not_before, reason=reason, counted=counted)
 
     def record_built(
         self,

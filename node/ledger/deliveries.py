@@ -15,8 +15,8 @@ from node.states import State
 REFUSED_CODE = "DELIVERY-REFUSED"
 """The code of a job parked because a destination said no for good."""
 
-ACCEPTED = "(delivered.status IN (0, 1, 263, 278) OR delivered.status BETWEEN 45056 AND 49151)"
-"""Success and the warnings (0x0001, 0x0107, 0x0116, 0xBxxx): the peer has it (PS3.7 Annex C)."""
+ACCEPTED = "(delivered.status IN (0, 1, 263, 273, 278) OR delivered.status BETWEEN 45056 AND 49151)"
+"""Success, warnings (0x0001, 0x0107, 0x0116, 0xBxxx), duplicate (0x0111): the peer has it (PS3.7 Annex C)."""
 
 PENDING = (
     "SELECT output.* FROM output JOIN delivery ON delivery.job_id = output.job_id WHERE output.job_id = :job"

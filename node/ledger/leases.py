@@ -39,13 +39,20 @@ def renew(
 
 
 def release(
-    db: sqlite3.Connection, job_id: int, owner: str, *, now: float, not_before: float, reason: str
+    db: sqlite3.Connection,
+    job_id: int,
+    owner: str,
+    *,
+    now: float,
+    not_before: float,
+    reason: str,
+    counted: bool = True,
 ) -> None:
     """Give the job back, to be tried again from ``not_before`` on; raises StaleLease."""
     cursor = db.execute(
-        "UPDATE job SET owner = NULL, leased_until = NULL, not_before = ?, reason = ?, updated_at = ?"
-        " WHERE id = ? AND owner = ? AND state = 'READY'",
-        (not_before, reason, now, job_id, owner),
+        "UPDATE job SET owner = NULL, leased_until = NULL, not_before = ?, reason = ?, updated_at = ?,"
+        " attempt = attempt - ? WHERE id = ? AND owner = ? AND state = 'READY'",
+        (not_before, reason, now, int(not counted), job_id, owner),
     )
     if cursor.rowcount != 1:
         raise StaleLease(job_id, owner)

@@ -591,3 +591,10 @@ def test_processes_opening_a_new_ledger_together_share_it(tmp_path: Path) -> Non
     with Ledger(path) as ledger:
         [job] = ledger.jobs()
         assert (job.instances, ledger.counters()) == (20, {"seen": 20})
+
+
+def test_an_attempt_that_was_told_to_stop_does_not_count(ledger: Ledger) -> None:
+    job_id = ready(ledger)
+    ledger.lease("one", 300.0, 60.0)
+    ledger.release(job_id, "one", 310.0, 310.0, "stopped", counted=False)
+    assert ledger.job(job_id).attempt == 0
