@@ -11,6 +11,7 @@ from engine.synthesis import Synthesis
 from node.outputs.context import NodeIdentity, OutputContext
 from node.outputs.ct_series import make_ct_series
 from node.outputs.encoding import to_bytes
+from node.outputs.enhancement_map import make_enhancement_map
 from node.series import SourceSeries
 
 OutputMaker: TypeAlias = Callable[[SourceSeries, Synthesis, OutputContext], list[Dataset]]
@@ -18,6 +19,7 @@ OutputMaker: TypeAlias = Callable[[SourceSeries, Synthesis, OutputContext], list
 
 OUTPUTS: dict[str, OutputMaker] = {
     "ct_series": make_ct_series,
+    "enhancement_map": make_enhancement_map,
 }
 """From the kind's name, as settings spell it, to its maker; `tests/contract/test_outputs.py` runs over it."""
 

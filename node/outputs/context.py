@@ -7,19 +7,28 @@ import unicodedata
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
+from node.uids import IMPLEMENTATION_VERSION_NAME
+
 OFFSET = re.compile(r"(?P<sign>[+-])(?P<hours>[01][0-9])(?P<minutes>[0-5][0-9])")
 
 
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
-    """The node as equipment (PS3.3 C.7.5.1). ``device_uid`` stays the same while the installation lives."""
+    """The node as equipment (PS3.3 C.7.5.1). ``device_uid`` stays the same while the installation lives.
+
+    Raises ValueError without a software version.
+    """
 
     device_uid: str
     manufacturer: str = "S2NODE"
     model_name: str = "S2NODE"
     station_name: str = "S2NODE"
-    software_versions: tuple[str, ...] = ()
+    software_versions: tuple[str, ...] = (IMPLEMENTATION_VERSION_NAME,)
     serial_number: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.software_versions:
+            raise ValueError("a node has at least one software version")
 
     @property
     def device_serial_number(self) -> str:

@@ -215,8 +215,7 @@ def _describe_equipment(ds: Dataset, context: OutputContext) -> None:
     ds.StationName = ascii_text(node.station_name, MAX_SH)
     ds.DeviceSerialNumber = ascii_text(node.device_serial_number, MAX_LO)
     ds.DeviceUID = UID(node.device_uid)
-    if node.software_versions:
-        ds.SoftwareVersions = [ascii_text(version, MAX_LO) for version in node.software_versions]
+    ds.SoftwareVersions = [ascii_text(version, MAX_LO) for version in node.software_versions]
 
 
 def _date(ds: Dataset, context: OutputContext) -> None:
