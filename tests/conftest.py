@@ -1,13 +1,31 @@
-"""What every test may ask for: the folder of real CT, and the DICOM peers of this machine."""
+"""What every test may ask for: real CT, DICOM peers of this machine and of our own, a quick bundle."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
+from pynetdicom.sop_class import Verification
+
+from config.intake import SeriesLimits
+from engine.synthesis import Synthesis
+from engine.volume import Geometry
+from node.outputs import NodeIdentity, OutputContext, to_bytes
+from node.phantom_dicom import phantom_series
+from node.series import SourceSeries, read_series
 
 settings.register_profile("s2node", deadline=None, derandomize=True)
 settings.load_profile("s2node")
@@ -38,3 +56,161 @@ def ct_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real CT at {folder}: set S2NODE_TEST_CT to a folder of it")
     return folder
+
+
+class StorePeer:
+    """A real C-STORE SCP on loopback that answers as told: ``statuses`` in turn, then success.
+
+    ``syntaxes`` are the transfer syntaxes it accepts for ``sop_classes``; a status of None breaks the
+    association off; ``delay_s`` is the time it takes for one instance; ``calling`` whom it lets in.
+    """
+
+    def __init__(
+        self,
+        *,
+        syntaxes: Sequence[str] = ALL_TRANSFER_SYNTAXES,
+        sop_classes: Sequence[str] = (CTImageStorage,),
+        statuses: Sequence[int | None] = (),
+        delay_s: float = 0.0,
+        calling: Sequence[str] = (),
+        port: int = 0,
+    ) -> None:
+        self.ae_title = "PEER"
+        self.received: list[Dataset] = []
+        self.statuses = list(statuses)
+        self.delay_s = delay_s
+        self.associations = 0
+        ae = AE(ae_title=self.ae_title)
+        ae.require_called_aet = True
+        ae.require_calling_aet = list(calling)
+        ae.add_supported_context(Verification)
+        for sop_class in sop_classes:
+            ae.add_supported_context(sop_class, list(syntaxes))
+        handlers: list[Any] = [(evt.EVT_C_STORE, self._store), (evt.EVT_ESTABLISHED, self._count)]
+        self._server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+        self.port = int(self._server.socket.getsockname()[1])
+
+    @property
+    def uids(self) -> list[str]:
+        """SOP Instance UIDs of what it took, in the order they came."""
+        return [str(ds.SOPInstanceUID) for ds in self.received]
+
+    def stop(self) -> None:
+        """Stop listening and end what is open."""
+        self._server.shutdown()
+
+    def _count(self, event: evt.Event) -> None:
+        self.associations += 1
+
+    def _store(self, event: evt.Event) -> int:
+        time.sleep(self.delay_s)
+        status = self.statuses.pop(0) if self.statuses else 0x0000
+        if status is None:
+            event.assoc.abort()
+            return 0x0110
+        if status in {0x0000, 0x0111} or 0xB000 <= status <= 0xBFFF:
+            ds = event.dataset
+            ds.file_meta = event.file_meta
+            self.received.append(ds)
+        return status
+
+
+@pytest.fixture
+def store_peer() -> Iterator[Callable[..., StorePeer]]:
+    """Starts peers with :class:`StorePeer`'s options and stops them after the test."""
+    peers: list[StorePeer] = []
+
+    def start(**options: Any) -> StorePeer:
+        peers.append(StorePeer(**options))
+        return peers[-1]
+
+    yield start
+    for peer in peers:
+        peer.stop()
+
+
+def ct_instance(number: int, series_instance_uid: str = "2.25.20") -> Dataset:
+    """One small CT instance, enough for the network and the spool; not enough for a validator."""
+    ds = Dataset()
+    ds.SOPClassUID = CTImageStorage
+    ds.SOPInstanceUID = f"{series_instance_uid}.{number}"
+    ds.StudyInstanceUID = "2.25.10"
+    ds.SeriesInstanceUID = series_instance_uid
+    ds.PatientName, ds.PatientID, ds.Modality = "DOE^JANE", "ID0017", "CT"
+    ds.InstanceNumber = number
+    ds.Rows = ds.Columns = 8
+    ds.BitsAllocated = ds.BitsStored = 16
+    ds.HighBit, ds.PixelRepresentation, ds.SamplesPerPixel = 15, 1, 1
+    ds.PhotometricInterpretation = "MONOCHROME2"
+    ds.PixelData = np.full((8, 8), number, np.int16).tobytes()
+    ds["PixelData"].VR = "OW"
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return ds
+
+
+@pytest.fixture
+def ct_files(tmp_path: Path) -> list[Path]:
+    """Four small CT instances of one series as files."""
+    folder = tmp_path / "ct_files"
+    folder.mkdir()
+    paths = [folder / f"{number}.dcm" for number in range(1, 5)]
+    for number, path in enumerate(paths, 1):
+        ct_instance(number).save_as(path, enforce_file_format=True)
+    return paths
+
+
+class OutputsKit:
+    """A small phantom series on disk and what is made of it: everything an output is a function of."""
+
+    SHAPE = (6, 32, 40)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        hu = np.random.default_rng(7).normal(40, 12, self.SHAPE).astype(np.float32)
+        geometry = Geometry(self.SHAPE, (3.0, 1.5, 1.25), (-25.0, -24.0, -60.5))
+        self.phantom = SimpleNamespace(seed=7, geometry=geometry, phases={"ncct": hu, "arterial": hu + 60})
+
+    def files(self, edit: Callable[[Dataset], object] = lambda _: None, phase: str = "ncct") -> list[Path]:
+        """The series as files, each dataset changed by ``edit`` first."""
+        folder = self.folder / f"source{len(list(self.folder.glob('source*')))}"
+        folder.mkdir()
+        paths = []
+        for index, ds in enumerate(phantom_series(self.phantom, phase)):
+            edit(ds)
+            paths.append(folder / f"{index}.dcm")
+            paths[-1].write_bytes(to_bytes(ds))
+        return paths
+
+    def source(self, edit: Callable[[Dataset], object] = lambda _: None) -> SourceSeries:
+        """The series as the reader gives it."""
+        return read_series(self.files(edit), SeriesLimits())
+
+    def synthesis(self, series: SourceSeries, phase: str = "arterial", **changes: Any) -> Synthesis:
+        """A synthesis of ``series``: 30 HU more everywhere, by a model that never was."""
+        made = Synthesis(
+            phase=phase,
+            volume=series.volume.with_array(series.volume.hu + np.float32(30)),
+            model_id=f"test-{phase}-1.0.0",
+            model_name="S²LDM test",
+            model_version="1.0.0",
+            model_digest="ab" * 32,
+            seed=5,
+            steps=4,
+            sampler="bridge",
+            provider="cpu",
+            seconds={"total": 0.1},
+        )
+        return replace(made, **changes)
+
+    def context(self, **changes: Any) -> OutputContext:
+        """One job of one node."""
+        node = NodeIdentity("2.25.4711", "S2NODE", "S2NODE", "CT-AI-1", ("0.1.0",))
+        made = OutputContext(node, "cd" * 32, 1, datetime(2026, 1, 2, 3, 4, 5))
+        return replace(made, **changes)
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> OutputsKit:
+    """What an output is made from; see :class:`OutputsKit`."""
+    return OutputsKit(tmp_path)
