@@ -31,6 +31,7 @@ from typing import TypeVar
 from config.settings import RetrySettings
 from engine.errors import BundleInvalid, EngineError, ProviderMissing, SynthesisFailed, VolumeUnsupported
 from node.errors import DestinationRefused, DestinationUnreachable, NodeError, SeriesRejected
+from node.spool import SpoolFull
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ DISPOSITIONS: dict[type[Exception], Disposition] = {
     SynthesisFailed: Disposition(Action.RETRY, "SYNTHESIS-FAILED"),
     MemoryError: Disposition(Action.RETRY, "OUT-OF-MEMORY"),
     OSError: Disposition(Action.RETRY, "DISK"),
+    SpoolFull: Disposition(Action.RETRY, "DISK"),
     BundleInvalid: Disposition(Action.PARK, "BUNDLE-INVALID"),
     ProviderMissing: Disposition(Action.PARK, "PROVIDER-MISSING"),
     DestinationUnreachable: Disposition(Action.RETRY, "DELIVERY-REFUSED"),

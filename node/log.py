@@ -50,7 +50,10 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[only_the_place, *shared],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer(settings, colours=out.isatty())],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                renderer(settings, colours=out.isatty()),
+            ],
         )
     )
     root = logging.getLogger()

@@ -96,8 +96,9 @@ class StorePeer:
         return [str(ds.SOPInstanceUID) for ds in self.received]
 
     def stop(self) -> None:
-        """Stop listening and end what is open."""
-        self._server.shutdown()
+        """Stop listening and end what is open; harmless when stopped already."""
+        if self._server.ae._servers:
+            self._server.shutdown()
 
     def _count(self, event: evt.Event) -> None:
         self.associations += 1

@@ -89,7 +89,14 @@ def test_a_rejection_keeps_its_reason_without_repeating_the_code():
 
 def test_waits_double_from_the_first_to_the_longest():
     retry = RetrySettings(first_s=15, factor=2, max_s=100, jitter=0)
-    assert [retry_delay_s(n, retry, Random(0)) for n in (1, 2, 3, 4, 5, 100_000)] == [15, 30, 60, 100, 100, 100]
+    assert [retry_delay_s(n, retry, Random(0)) for n in (1, 2, 3, 4, 5, 100_000)] == [
+        15,
+        30,
+        60,
+        100,
+        100,
+        100,
+    ]
 
 
 @given(

@@ -1,0 +1,119 @@
+"""A DICOM peer: all files over one association, every answer kept.
+
+pynetdicom does not decompress: Explicit and Implicit VR Little Endian are proposed for every SOP class,
+each in a presentation context of its own, beside the file's own syntax; the data set is written in what was
+accepted. An AE is made per association: one shared by several threads loses answers (pynetdicom #137).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, build_context
+from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext
+
+from config.settings import StoreDestination
+from node.destinations.answer import Answer, Verdict, store_status
+from node.errors import DestinationRefused, DestinationUnreachable
+
+EVERYBODYS = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+"""What files that are not compressed may be sent in, whatever they are stored in."""
+
+REJECTED_PERMANENT = 0x01
+"""Result field of A-ASSOCIATE-RJ (PS3.8 Table 9-21)."""
+
+
+def deliver(peer: StoreDestination, files: Sequence[Path]) -> Iterator[Answer]:
+    """Send ``files`` over one association and yield every final answer as it comes, in their order.
+
+    Raises DestinationUnreachable where nobody answers or the peer asks to wait: what was yielded before is
+    delivered and need not be sent again. Raises DestinationRefused(None) before anything is sent where no
+    presentation context was accepted, and DestinationRefused(status) at the end if any file was refused.
+    """
+    if not files:
+        return
+    metas = [read_file_meta_info(path) for path in files]
+    refused: list[int] = []
+    with associated(peer, contexts_for(metas)) as assoc:
+        require_contexts(assoc, metas)
+        for path, meta in zip(files, metas, strict=True):
+            status = store(assoc, path)
+            if store_status(status).verdict is Verdict.REFUSED:
+                refused.append(status)
+            yield Answer(path, str(meta.MediaStorageSOPInstanceUID), status)
+    if refused:
+        meaning = store_status(refused[0]).meaning
+        raise DestinationRefused(refused[0], f"{meaning} ({len(refused)} of {len(files)} instances)")
+
+
+def contexts_for(metas: Sequence[Dataset]) -> list[PresentationContext]:
+    """For each SOP class one context a transfer syntax: the files' own, then the two every peer knows."""
+    wanted: dict[tuple[str, str], None] = {}
+    for meta in metas:
+        wanted[(meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID)] = None
+    for meta in metas:
+        if not meta.TransferSyntaxUID.is_compressed:
+            wanted.update({(meta.MediaStorageSOPClassUID, syntax): None for syntax in EVERYBODYS})
+    return [build_context(sop_class, syntax) for sop_class, syntax in wanted]
+
+
+@contextmanager
+def associated(peer: StoreDestination, contexts: list[PresentationContext]) -> Iterator[Association]:
+    """An established association, released at the end; raises as :func:`why_not` says where there is none."""
+    ae = AE(ae_title=peer.calling_ae_title)
+    ae.connection_timeout = peer.connect_timeout_s
+    ae.acse_timeout = peer.acse_timeout_s
+    ae.dimse_timeout = peer.dimse_timeout_s
+    ae.network_timeout = peer.network_timeout_s
+    assoc = ae.associate(
+        peer.host, peer.port, contexts=contexts, ae_title=peer.ae_title, max_pdu=peer.max_pdu_bytes
+    )
+    if not assoc.is_established:
+        raise why_not(assoc)
+    try:
+        yield assoc
+    finally:
+        if assoc.is_established:
+            assoc.release()
+
+
+def why_not(assoc: Association) -> DestinationUnreachable | DestinationRefused:
+    """The error for an association that was not established: a permanent no, or nobody there for now."""
+    answer = assoc.acceptor.primitive
+    if assoc.is_rejected and answer is not None:
+        if answer.result == REJECTED_PERMANENT:
+            return DestinationRefused(None, f"the association was rejected: {answer.reason_str}")
+        return DestinationUnreachable(f"the association was rejected for now: {answer.reason_str}")
+    if assoc.rejected_contexts and not assoc.accepted_contexts:
+        return DestinationRefused(None, "none of the proposed presentation contexts was accepted")
+    return DestinationUnreachable("nobody answered, or the connection was closed while associating")
+
+
+def require_contexts(assoc: Association, metas: Sequence[Dataset]) -> None:
+    """Raise DestinationRefused(None) unless every file can be sent over what the peer accepted."""
+    accepted = {(cx.abstract_syntax, cx.transfer_syntax[0]) for cx in assoc.accepted_contexts}
+    for meta in metas:
+        sop_class, syntax = meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID
+        usable = {syntax} if syntax.is_compressed else {syntax, *EVERYBODYS}
+        if accepted.isdisjoint((sop_class, each) for each in usable):
+            raise DestinationRefused(None, f"the peer does not take {sop_class.name} in {syntax.name}")
+
+
+def store(assoc: Association, path: Path) -> int:
+    """C-STORE one file; returns a status that is final. Raises DestinationUnreachable where it is not."""
+    if not assoc.is_established:
+        raise DestinationUnreachable("the association was aborted")
+    status = assoc.send_c_store(dcmread(path)).get("Status")
+    if status is None:
+        raise DestinationUnreachable("no answer to C-STORE: timed out or aborted")
+    row = store_status(int(status))
+    if row.verdict is Verdict.WAIT:
+        raise DestinationUnreachable(f"status 0x{status:04X}: {row.meaning}")
+    return int(status)

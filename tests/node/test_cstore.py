@@ -1,0 +1,183 @@
+import socket
+
+import pytest
+from pydicom import dcmread
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pynetdicom.sop_class import MRImageStorage
+
+from config.settings import StoreDestination
+from node.destinations import cstore
+from node.destinations.answer import STORE_STATUSES, Verdict, store_status
+from node.errors import DestinationRefused, DestinationUnreachable
+
+
+def towards(peer, **options):
+    quick = {"connect_timeout_s": 2, "acse_timeout_s": 2, "dimse_timeout_s": 2, "network_timeout_s": 2}
+    return StoreDestination(
+        name="pacs", host="127.0.0.1", port=peer.port, ae_title="PEER", **{**quick, **options}
+    )
+
+
+def answers_until_error(peer, files, **options):
+    answers = []
+    with pytest.raises((DestinationRefused, DestinationUnreachable)) as caught:
+        for answer in cstore.deliver(towards(peer, **options), files):
+            answers.append(answer)
+    return answers, caught.value
+
+
+def test_a_series_goes_over_one_association_in_its_order(store_peer, ct_files):
+    peer = store_peer()
+    answers = list(cstore.deliver(towards(peer), ct_files))
+    assert [answer.status for answer in answers] == [0, 0, 0, 0]
+    assert [answer.path for answer in answers] == ct_files
+    assert peer.uids == [answer.sop_instance_uid for answer in answers]
+    assert peer.associations == 1
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_what_arrives_is_equal_in_whatever_syntax_was_accepted(store_peer, ct_files, syntax):
+    peer = store_peer(syntaxes=[syntax])
+    list(cstore.deliver(towards(peer), ct_files))
+    assert {ds.file_meta.TransferSyntaxUID for ds in peer.received} == {syntax}
+    for path, received in zip(ct_files, peer.received, strict=True):
+        assert received == dcmread(path)
+
+
+def test_a_compressed_file_is_offered_as_it_is(store_peer, ct_files):
+    for path in ct_files:
+        ds = dcmread(path)
+        ds.compress(RLELossless, generate_instance_uid=False)
+        ds.save_as(path)
+    peer = store_peer(syntaxes=[RLELossless])
+    list(cstore.deliver(towards(peer), ct_files))
+    assert {ds.file_meta.TransferSyntaxUID for ds in peer.received} == {RLELossless}
+    plain = store_peer(syntaxes=[ExplicitVRLittleEndian])
+    answers, error = answers_until_error(plain, ct_files)
+    assert answers == []
+    assert isinstance(error, DestinationRefused)
+    assert error.status is None
+
+
+def test_a_warning_counts_as_delivered_and_is_kept(store_peer, ct_files):
+    peer = store_peer(statuses=[0xB000, 0x0000, 0xB007])
+    answers = list(cstore.deliver(towards(peer), ct_files))
+    assert [answer.status for answer in answers] == [0xB000, 0, 0xB007, 0]
+    assert {answer.verdict for answer in answers} == {Verdict.DELIVERED}
+
+
+def test_a_peer_out_of_resources_is_asked_again_later_and_keeps_what_it_took(store_peer, ct_files):
+    peer = store_peer(statuses=[0x0000, 0xA700])
+    answers, error = answers_until_error(peer, ct_files)
+    assert len(answers) == 1
+    assert isinstance(error, DestinationUnreachable)
+    assert "0xA700" in str(error)
+
+
+def test_a_refused_instance_does_not_keep_the_others_from_going(store_peer, ct_files):
+    peer = store_peer(statuses=[0x0000, 0xA900])
+    answers, error = answers_until_error(peer, ct_files)
+    assert [answer.status for answer in answers] == [0, 0xA900, 0, 0]
+    assert answers[1].verdict is Verdict.REFUSED
+    assert isinstance(error, DestinationRefused)
+    assert error.status == 0xA900
+    assert "1 of 4" in error.reason
+
+
+def test_a_peer_that_breaks_off_keeps_what_it_took(store_peer, ct_files):
+    peer = store_peer(statuses=[0x0000, 0x0000, None])
+    answers, error = answers_until_error(peer, ct_files)
+    assert len(answers) == 2
+    assert isinstance(error, DestinationUnreachable)
+
+
+def test_a_peer_that_does_not_answer_in_time_is_unreachable(store_peer, ct_files):
+    peer = store_peer(delay_s=1.0)
+    answers, error = answers_until_error(peer, ct_files, dimse_timeout_s=0.2, network_timeout_s=5)
+    assert answers == []
+    assert isinstance(error, DestinationUnreachable)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # pynetdicom leaves a socket to gc
+def test_where_nobody_listens_the_destination_is_unreachable(ct_files):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        nobody = StoreDestination(name="pacs", host="127.0.0.1", port=taken.getsockname()[1], ae_title="PEER")
+        with pytest.raises(DestinationUnreachable):
+            next(cstore.deliver(nobody, ct_files))
+
+
+@pytest.mark.parametrize("options", [{"ae_title": "WRONG"}, {"calling_ae_title": "STRANGER"}])
+def test_a_wrong_ae_title_is_refused_for_good(store_peer, ct_files, options):
+    peer = store_peer(calling=["S2NODE"])
+    destination = towards(peer).model_copy(update=options)
+    with pytest.raises(DestinationRefused, match="not recognised") as caught:
+        next(cstore.deliver(destination, ct_files))
+    assert caught.value.status is None
+
+
+def test_a_peer_with_too_many_associations_is_asked_again_later(store_peer, ct_files):
+    peer = store_peer()
+    peer._server.ae.maximum_associations = 1
+    first = cstore.deliver(towards(peer), ct_files)
+    next(first)
+    with pytest.raises(DestinationUnreachable, match="for now"):
+        next(cstore.deliver(towards(peer), ct_files))
+    first.close()
+
+
+def test_a_peer_that_takes_no_ct_is_refused_before_anything_is_sent(store_peer, ct_files):
+    peer = store_peer(sop_classes=[MRImageStorage])
+    answers, error = answers_until_error(peer, ct_files)
+    assert answers == []
+    assert isinstance(error, DestinationRefused)
+    assert error.status is None
+
+
+def test_a_peer_that_takes_some_classes_only_is_refused_before_anything_is_sent(store_peer, ct_files):
+    ds = dcmread(ct_files[-1])
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = MRImageStorage
+    ds.save_as(ct_files[-1])
+    peer = store_peer(sop_classes=[CTImageStorage])
+    _, error = answers_until_error(peer, ct_files)
+    assert isinstance(error, DestinationRefused)
+    assert "MR Image Storage" in error.reason
+    assert peer.received == []
+
+
+def test_leaving_off_in_the_middle_releases_the_association(store_peer, ct_files):
+    peer = store_peer()
+    sending = cstore.deliver(towards(peer), ct_files)
+    next(sending)
+    sending.close()
+    assert len(peer.received) == 1
+    assert list(cstore.deliver(towards(peer), ct_files[1:]))
+    assert peer.associations == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict"),
+    [
+        (0x0000, Verdict.DELIVERED),
+        (0xB000, Verdict.DELIVERED),
+        (0xB123, Verdict.DELIVERED),
+        (0x0111, Verdict.DELIVERED),
+        (0xA700, Verdict.WAIT),
+        (0xA7FF, Verdict.WAIT),
+        (0x0110, Verdict.WAIT),
+        (0xA900, Verdict.REFUSED),
+        (0xC001, Verdict.REFUSED),
+        (0x0122, Verdict.REFUSED),
+        (0x0124, Verdict.REFUSED),
+        (0x7777, Verdict.REFUSED),
+    ],
+)
+def test_a_status_means_what_the_standard_says(status, verdict):
+    assert store_status(status).verdict is verdict
+
+
+def test_no_status_stands_in_the_table_twice():
+    named = [code for row in STORE_STATUSES for code in range(row.first, row.last + 1)]
+    assert len(named) == len(set(named))
