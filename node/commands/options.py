@@ -1,0 +1,36 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from config.load import load_settings
+from config.settings import Settings
+
+SYSTEM_FILE = Path("/etc/s2node/s2node.toml")
+"""Read where no other file is named and this one exists."""
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="S2NODE_CONFIG",
+        help=f"Configuration file (TOML). Without it {SYSTEM_FILE} where that exists, else the defaults.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, for a script.")]
+
+
+def config_file(named: Path | None) -> Path | None:
+    """The file to read: the one that was named, else the system's where it exists."""
+    return named or (SYSTEM_FILE if SYSTEM_FILE.exists() else None)
+
+
+def settings_of(named: Path | None) -> Settings:
+    """The settings of the command; raises ConfigError."""
+    return load_settings(config_file(named), os.environ)
