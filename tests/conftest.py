@@ -188,10 +188,11 @@ class OutputsKit:
         return read_series(self.files(edit), SeriesLimits())
 
     def synthesis(self, series: SourceSeries, phase: str = "arterial", **changes: Any) -> Synthesis:
-        """A synthesis of ``series``: 30 HU more everywhere, by a model that never was."""
+        """A synthesis of ``series``: 30 HU more, and 1 more with every slice, by a model that never was."""
+        more = np.arange(30, 30 + len(series.volume.hu), dtype=np.float32)[:, None, None]
         made = Synthesis(
             phase=phase,
-            volume=series.volume.with_array(series.volume.hu + np.float32(30)),
+            volume=series.volume.with_array(series.volume.hu + more),
             model_id=f"test-{phase}-1.0.0",
             model_name="S²LDM test",
             model_version="1.0.0",

@@ -45,7 +45,7 @@ SUBTRACTION: Final = Code("113062", "DCM", "Pixel by pixel subtraction")
 
 
 def make_enhancement_map(series: SourceSeries, synthesis: Synthesis, context: OutputContext) -> list[Dataset]:
-    """One multi-frame instance, frames in slice order; equal arguments give equal bytes.
+    """One multi-frame instance, a frame a slice, each with its own position; equal arguments give equal bytes.
 
     Raises ValueError where the synthesis is not on the source's grid, holds numbers that are not finite, or
     is of a phase without a style.
@@ -89,7 +89,7 @@ def _parametric_map(derivation: Derivation, stored: NDArray[np.uint16]) -> Datas
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[_mapping(derivation)],
         voi_lut_transformations=[
-            VOILUTTransformation(center + OFFSET_HU, width, f"SYNTHETIC {derivation.phase} MINUS SOURCE")
+            VOILUTTransformation(center + OFFSET_HU, width, [f"SYNTHETIC {derivation.phase} MINUS SOURCE"])
         ],
         pixel_measures=PixelMeasuresSequence(
             [rows_mm, columns_mm], _thickness_mm(derivation), derivation.series.volume.geometry.spacing_mm[0]
