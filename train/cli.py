@@ -1,0 +1,87 @@
+"""``s2node train autoencoder | diffusion`` and ``s2node evaluate``; loaded only when named."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from train.checkpoint import CheckpointUnusable
+from train.config import TrainConfig, TrainConfigInvalid, load_train_config
+from train.data import PairsUnusable
+
+EXIT_CONFIG = 78
+EXIT_FAILED = 1
+DEFAULT_CACHE = Path("runs/cache")
+
+app = typer.Typer(help="Train the S²LDM: stage 1 (autoencoder), then stage 2 (diffusion).", no_args_is_help=True)
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="Training configuration, TOML.")]
+PhaseName = Annotated[Optional[str], typer.Option("--phase", help="arterial or venous, instead of the file's.")]  # noqa: UP045
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
+CacheFolder = Annotated[Path, typer.Option("--cache", help="Where prepared cases are kept between runs.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out, or fail.")]
+StageOneFolder = Annotated[Path, typer.Option("--autoencoder", help="Folder of the finished stage 1.")]
+
+
+@app.command()
+def autoencoder(
+    config: ConfigFile,
+    out: OutFolder = Path("runs/autoencoder"),
+    phase: PhaseName = None,
+    cache: CacheFolder = DEFAULT_CACHE,
+    resume: Resume = False,
+) -> None:
+    """Stage 1: the syncretic autoencoder (eq. 1 and 2)."""
+    from train.s2ldm.train_autoencoder import train_autoencoder  # noqa: PLC0415
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    with _plain_errors():
+        train_autoencoder(_load(config, phase), out, cache, resume)
+
+
+@app.command()
+def diffusion(
+    config: ConfigFile,
+    autoencoder: StageOneFolder = Path("runs/autoencoder"),
+    out: OutFolder = Path("runs/diffusion"),
+    phase: PhaseName = None,
+    cache: CacheFolder = DEFAULT_CACHE,
+    resume: Resume = False,
+) -> None:
+    """Stage 2: the denoiser on frozen latents (eq. 3 and 4)."""
+    from train.s2ldm.train_diffusion import train_diffusion  # noqa: PLC0415
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    with _plain_errors():
+        train_diffusion(_load(config, phase), autoencoder, out, cache, resume)
+
+
+def _load(file: Path, phase: str | None) -> TrainConfig:
+    config = load_train_config(file)
+    if phase is None:
+        return config
+    if phase not in ("arterial", "venous"):
+        raise TrainConfigInvalid(file, f"--phase {phase!r} is neither arterial nor venous")
+    return config.with_phase(phase)  # type: ignore[arg-type]
+
+
+class _plain_errors:  # noqa: N801
+    """Ends the command with a message instead of a traceback for what the user can mend."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, TrainConfigInvalid):
+            typer.echo(str(error), err=True)
+            raise typer.Exit(EXIT_CONFIG) from None
+        if isinstance(error, CheckpointUnusable | PairsUnusable):
+            typer.echo(str(error), err=True)
+            raise typer.Exit(EXIT_FAILED) from None
+
+
+if __name__ == "__main__":
+    app()

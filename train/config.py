@@ -1,0 +1,291 @@
+"""Everything a training run may be told: frozen, typed, with units; unknown keys are errors.
+
+One TOML file holds both stages, because stage 2 is meaningless without the stage 1 it stands on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from config.base import Frozen
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+Shape = tuple[PositiveInt, PositiveInt, PositiveInt]
+Phase = Literal["arterial", "venous"]
+
+
+class TrainConfigInvalid(Exception):
+    """A training configuration cannot be used; says which file, which key and why."""
+
+    def __init__(self, file: Path, problems: str) -> None:
+        super().__init__(f"{file}: {problems}")
+
+
+class DataConfig(Frozen):
+    """Where pairs come from and how a training crop is cut from them."""
+
+    source: Literal["phantom", "folder"] = "phantom"
+    folder: str = ""
+    """With ``source = "folder"``: one sub-folder a case holding ncct and <phase> volumes (.nii.gz or .mha)."""
+    phase: Phase = "venous"
+    window_hu: tuple[float, float] = (-200.0, 400.0)
+    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (3.0, 1.5, 1.5)
+    crop: Shape = (16, 128, 128)
+    """(slice, row, column) voxels on the model grid; the tile of inference has the same size."""
+    phantom_shape: Shape = (96, 256, 256)
+    phantoms: PositiveInt = 48
+    first_seed: int = 0
+    validation_phantoms: PositiveInt = 2
+    validation_seed: int = 8000
+    noise_hu: tuple[float, float] = (6.0, 20.0)
+    """Range of the phantoms' noise SD; each phantom draws its own."""
+    scale_jitter: Fraction = 0.1
+    """Each phantom's spacing is scaled by 1 ± this, so that organs come in more sizes."""
+    misregistration_mm: Weight = 0.0
+    organ_bias: Fraction = 0.7
+    """Share of crops centred in an organ that enhances; the rest are uniform (air, lung, pelvis)."""
+    extra_noise_hu: Weight = 3.0
+    """White noise up to this SD is added to the source crop."""
+
+    @model_validator(mode="after")
+    def _window_is_a_window(self) -> DataConfig:
+        if self.window_hu[1] - self.window_hu[0] < 100:
+            raise ValueError(f"window_hu {self.window_hu} is narrower than 100 HU")
+        return self
+
+
+class OptimiserConfig(Frozen):
+    """AdamW with a linear warm-up, then cosine or constant over the share of the budget that is spent."""
+
+    lr: PositiveFloat = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    weight_decay: Weight = 1e-4
+    warmup: Fraction = 0.04
+    schedule: Literal["cosine", "constant"] = "cosine"
+    final_lr: Fraction = 0.01
+    """Share of ``lr`` left at the end of the cosine."""
+    clip: PositiveFloat = 1.0
+
+
+class LoopConfig(Frozen):
+    """How long a stage runs and what it keeps."""
+
+    steps: PositiveInt = 3000
+    max_minutes: PositiveFloat | None = None
+    """The stage also ends here; schedules follow whichever of the two is further spent."""
+    batch: PositiveInt = 1
+    seed: int = 0
+    ema: Fraction = 0.995
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    threads: int = Field(default=0, ge=0)
+    """CPU threads; 0 leaves torch's own choice."""
+    checkpoint_minutes: PositiveFloat = 5.0
+    log_steps: PositiveInt = 25
+    validation_crops: PositiveInt = 8
+
+
+class QuantizerConfig(Frozen):
+    """L_quan of eq. 2 and what happens to a latent before it is decoded."""
+
+    regularizer: Literal["vq", "kl", "none"] = "vq"
+    codes: PositiveInt = 2048
+    groups: PositiveInt = 1
+    """Product quantisation: the channels are cut into this many parts, each looked up in the one codebook."""
+    decay: Fraction = 0.99
+    commitment: Weight = 0.25
+    quantize_both: bool = True
+    """The codebook sees E_n too, since E_n is what is decoded in service."""
+    quantize_at_decode: bool = True
+    reseed_below: Weight = 0.01
+    """A code whose smoothed use falls below this is moved onto an embedding of the current batch."""
+
+
+class SimilarityConfig(Frozen):
+    """Eq. 1 and how it is applied."""
+
+    gamma: Weight = 1.0
+    axis: Literal["voxel", "channel"] = "voxel"
+    stop_grad: Literal["none", "target"] = "target"
+    p_min: PositiveFloat = 1e-4
+    warmup: Fraction = 0.1
+    body_mask: bool = True
+
+
+class AutoencoderLossConfig(Frozen):
+    """The lambdas of eq. 2 and the terms the paper leaves open."""
+
+    rec: Weight = 1.0
+    quan: Weight = 1.0
+    sim: Weight = 0.1
+    translate: Weight = 1.0
+    """Weight of L1(D(E_n), x_c); 0 is the paper."""
+    x_f: Literal["none", "unsharp", "laplacian"] = "none"
+    frequency: Weight = 0.1
+    """Weight of the L1 between log-amplitudes of the spectra of target and reconstruction."""
+    enhancement: Weight = 0.0
+    """Extra weight of L1 per 100 HU of smoothed enhancement; 0 weighs all voxels alike."""
+    kl: Weight = 1e-6
+
+
+class AdversarialConfig(Frozen):
+    """The patch discriminator the text names and eq. 2 omits."""
+
+    weight: Weight = 0.0
+    kind: Literal["hinge", "least_squares"] = "hinge"
+    start: Fraction = 0.3
+    adaptive: bool = True
+    channels: PositiveInt = 32
+    layers: PositiveInt = 2
+    lr: PositiveFloat = 2e-4
+
+
+class AutoencoderConfig(Frozen):
+    """Stage 1: the syncretic autoencoder."""
+
+    syncretic: bool = True
+    """False: x_n is never shown to stage 1 (row (a) of Table 2)."""
+    patch_embed: Shape = (1, 2, 2)
+    """Space-to-depth at the door; the factor of the latent is this times 2 for each further level."""
+    channels: tuple[PositiveInt, ...] = (32, 64)
+    res_blocks: tuple[PositiveInt, ...] = (1, 1)
+    latent_channels: PositiveInt = 8
+    norm_groups: PositiveInt = 8
+    exit_channels: PositiveInt = 4
+    quantizer: QuantizerConfig = QuantizerConfig()
+    similarity: SimilarityConfig = SimilarityConfig()
+    loss: AutoencoderLossConfig = AutoencoderLossConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    loop: LoopConfig = LoopConfig()
+
+    @property
+    def factor(self) -> Shape:
+        """Voxels a latent cell spans along slice, row, column."""
+        levels = 2 ** (len(self.channels) - 1)
+        return (self.patch_embed[0] * levels, self.patch_embed[1] * levels, self.patch_embed[2] * levels)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> AutoencoderConfig:
+        if len(self.res_blocks) != len(self.channels):
+            raise ValueError(f"res_blocks {self.res_blocks} and channels {self.channels} differ in length")
+        if self.latent_channels % self.quantizer.groups:
+            raise ValueError(
+                f"latent_channels {self.latent_channels} do not split into {self.quantizer.groups} groups"
+            )
+        if any(c % self.norm_groups for c in self.channels):
+            raise ValueError(f"channels {self.channels} are not multiples of norm_groups {self.norm_groups}")
+        return self
+
+
+class MaskConfig(Frozen):
+    """Eq. 3, and its idea kept as a weight by the bridge."""
+
+    enabled: bool = True
+    alpha: Weight = 2.0
+    beta: Weight = 2.0
+    """bridge: weight 1 + beta(tau) (1 - c) / 2 with beta(tau) rising linearly to this at half the training."""
+
+
+class SamplerConfig(Frozen):
+    """What inference does with the denoiser; written into the bundle."""
+
+    name: Literal["bridge", "ddim", "dpm_solver"] = "bridge"
+    steps: PositiveInt = 2
+    eta: Weight = 0.0
+    """ddim: 0 is deterministic."""
+    strength: Fraction = 0.0
+    """literal: how far E_n is noised before it is denoised (SDEdit); 0 is stage 1 alone."""
+
+
+class DiffusionConfig(Frozen):
+    """Stage 2: the denoiser on frozen latents."""
+
+    formulation: Literal["literal", "conditional", "bridge"] = "bridge"
+    prediction: Literal["epsilon", "v"] = "epsilon"
+    """conditional and literal: what the network predicts. bridge: always E_c - E_n."""
+    norm: Literal["l1", "l2"] = "l1"
+    sigma: Weight = 0.0
+    timesteps: PositiveInt = 1000
+    beta_schedule: tuple[PositiveFloat, PositiveFloat] = (0.0015, 0.0195)
+    mask: MaskConfig = MaskConfig()
+    channels: tuple[PositiveInt, ...] = (64, 96)
+    res_blocks: tuple[PositiveInt, ...] = (1, 1)
+    norm_groups: PositiveInt = 8
+    sampler: SamplerConfig = SamplerConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    loop: LoopConfig = LoopConfig()
+
+    @model_validator(mode="after")
+    def _sampler_fits(self) -> DiffusionConfig:
+        if (self.formulation == "bridge") != (self.sampler.name == "bridge"):
+            raise ValueError(f"formulation {self.formulation!r} cannot be sampled by {self.sampler.name!r}")
+        return self
+
+
+class CompositionConfig(Frozen):
+    """What the engine keeps of the source; written into the bundle."""
+
+    detail: Fraction = 0.5
+    edge_hu: PositiveFloat = 40.0
+
+
+class BundleConfig(Frozen):
+    """How an exported bundle calls itself."""
+
+    name: str = "s2ldm-demo"
+    version: str = "1.0.0"
+    overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.25
+    composition: CompositionConfig = CompositionConfig()
+    intended_use: str = "Research and demonstration only; trained on phantoms; not for any patient."
+    licence: str = "undecided"
+
+
+class TrainConfig(Frozen):
+    """One model of one phase: data, stage 1, stage 2, and the name of what comes out."""
+
+    data: DataConfig = DataConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    bundle: BundleConfig = BundleConfig()
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> TrainConfig:
+        deepest = 2 ** (len(self.diffusion.channels) - 1)
+        for size, factor in zip(self.data.crop, self.autoencoder.factor, strict=True):
+            if size % (factor * deepest):
+                raise ValueError(
+                    f"data.crop {self.data.crop} must be multiples of {factor * deepest}"
+                    f" (factor {self.autoencoder.factor} times {deepest} of the denoiser)"
+                )
+        return self
+
+    def with_phase(self, phase: Phase | None) -> TrainConfig:
+        """The same configuration for another phase; None changes nothing."""
+        if phase is None:
+            return self
+        return self.model_copy(update={"data": self.data.model_copy(update={"phase": phase})})
+
+    def digest(self, stage: Literal["autoencoder", "diffusion"]) -> str:
+        """Sha256 of every key that the numbers of this stage depend on."""
+        parts = {"data": True, "autoencoder": True, "diffusion": stage == "diffusion"}
+        text = self.model_dump_json(include={name for name, used in parts.items() if used})
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_train_config(file: Path) -> TrainConfig:
+    """Read a TOML file. Raises TrainConfigInvalid with the file, the keys and what is wrong with them."""
+    try:
+        return TrainConfig.model_validate(tomllib.loads(file.read_text()))
+    except FileNotFoundError:
+        raise TrainConfigInvalid(file, "there is no such file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise TrainConfigInvalid(file, f"not TOML: {error}") from None
+    except ValidationError as error:
+        lines = (f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+        raise TrainConfigInvalid(file, "; ".join(lines)) from None

@@ -1,0 +1,181 @@
+"""Pairs of one patient: made or read once, kept on disk as int16, cut into crops by (seed, step).
+
+A crop depends on nothing but the configuration, the seed and the step, so a resumed run sees exactly what
+an undisturbed one would have seen, and two processes may fill one cache together.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.phantom import LABELS, PhantomOptions, make_phantom
+from engine.volume import Float32
+from train.config import DataConfig
+
+ENHANCING = (
+    "aorta", "portal_vein", "liver", "spleen", "renal_cortex", "pancreas", "ivc", "hepatic_veins", "renal_vessels",
+)  # fmt: skip
+"""Organs that crops are centred in; the vessels among them are a thousandth of the volume."""
+PHANTOM_VERSION = 1
+"""Raise it when the phantom draws other voxels for the same seed: cached cases are then made anew."""
+CENTRES_PER_ORGAN = 512
+PHASES = ("ncct", "arterial", "venous")
+
+
+class PairsUnusable(Exception):
+    """The configured source cannot supply pairs; says which case and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One patient on the model grid: HU int16, memory-mapped, of both phases; crop centres (organ, n, 3)."""
+
+    source: NDArray[np.int16]
+    target: NDArray[np.int16]
+    centres: NDArray[np.int16]
+
+
+def to_unit(hu: Float32, window_hu: tuple[float, float]) -> Float32:
+    """HU to [-1, 1], clipped to the window."""
+    low, high = window_hu
+    return np.clip((hu - low) * np.float32(2 / (high - low)) - 1, -1, 1).astype(np.float32)
+
+
+class Pairs:
+    """The training cases of one phase and the deterministic stream of crops from them."""
+
+    def __init__(self, config: DataConfig, cases: Sequence[Case]) -> None:
+        self.config = config
+        self.cases = list(cases)
+
+    def batch(self, seed: int, step: int, size: int) -> tuple[Tensor, Tensor]:
+        """(x_n, x_c), each (size, 1, D, H, W) in [-1, 1]: the same numbers for the same (seed, step)."""
+        rng = np.random.default_rng([seed, step])
+        pairs = [self._crop(rng) for _ in range(size)]
+        x_n, x_c = (np.stack([p[i] for p in pairs])[:, None] for i in (0, 1))
+        return torch.from_numpy(x_n), torch.from_numpy(x_c)
+
+    def _crop(self, rng: np.random.Generator) -> tuple[Float32, Float32]:
+        case = self.cases[rng.integers(len(self.cases))]
+        corner = self._corner(rng, case)
+        where = tuple(slice(a, a + n) for a, n in zip(corner, self.config.crop, strict=True))
+        n, c = (volume[where].astype(np.float32) for volume in (case.source, case.target))
+        n = n + rng.normal(0, rng.uniform(0, self.config.extra_noise_hu), n.shape).astype(np.float32)
+        return to_unit(n, self.config.window_hu), to_unit(c, self.config.window_hu)
+
+    def _corner(self, rng: np.random.Generator, case: Case) -> list[int]:
+        room = np.array(case.source.shape) - self.config.crop
+        if not len(case.centres) or rng.random() >= self.config.organ_bias:
+            return [int(rng.integers(r + 1)) for r in room]
+        centre = case.centres[rng.integers(len(case.centres)), rng.integers(CENTRES_PER_ORGAN)]
+        jitter = rng.integers(-np.array(self.config.crop) // 3, np.array(self.config.crop) // 3 + 1)
+        corner = centre + jitter - np.array(self.config.crop) // 2
+        return [int(v) for v in np.clip(corner, 0, room)]
+
+
+def training_pairs(config: DataConfig, cache: Path, on_case: Callable[[int, int], None] | None = None) -> Pairs:
+    """The pairs stage 1 and 2 learn from; makes and caches what is missing."""
+    if config.source == "folder":
+        return Pairs(config, _folder_cases(config, cache))
+    seeds = range(config.first_seed, config.first_seed + config.phantoms)
+    return Pairs(config, _phantom_cases(config, cache, seeds, on_case))
+
+
+def validation_pairs(config: DataConfig, cache: Path) -> Pairs:
+    """A few cases never learnt from, for the curve in TensorBoard. With folders: the last case."""
+    if config.source == "folder":
+        return Pairs(config, _folder_cases(config, cache)[-1:])
+    seeds = range(config.validation_seed, config.validation_seed + config.validation_phantoms)
+    return Pairs(config.model_copy(update={"extra_noise_hu": 0.0}), _phantom_cases(config, cache, seeds))
+
+
+def _phantom_cases(
+    config: DataConfig, cache: Path, seeds: range, on_case: Callable[[int, int], None] | None = None
+) -> list[Case]:
+    folder = cache / phantom_digest(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    for wait in (False, True):  # first what nobody else is making, then whatever is left
+        for done, seed in enumerate(seeds):
+            with _lock(folder / f"{seed}.lock", wait) as mine:
+                if mine and not (folder / f"{seed}.npy").exists():
+                    _make_phantom_case(config, folder, seed)
+            if on_case:
+                on_case(done + 1, len(seeds))
+    return [_open_phantom_case(folder, seed, config) for seed in seeds]
+
+
+def phantom_digest(config: DataConfig) -> str:
+    """Names the cache folder: the phantom's version and every option that changes its voxels."""
+    keys = ("spacing_mm", "phantom_shape", "noise_hu", "scale_jitter", "misregistration_mm")
+    options = {"version": PHANTOM_VERSION} | {key: getattr(config, key) for key in keys}
+    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _make_phantom_case(config: DataConfig, folder: Path, seed: int) -> None:
+    rng = np.random.default_rng([seed, 7])
+    scale = 1 + rng.uniform(-config.scale_jitter, config.scale_jitter)
+    low, high = config.noise_hu
+    options = PhantomOptions(
+        shape=config.phantom_shape,
+        spacing_mm=tuple(float(s * scale) for s in config.spacing_mm),
+        noise_hu=float(rng.uniform(low, high)),
+        misregistration_mm=config.misregistration_mm,
+        phases=PHASES,
+    )
+    phantom = make_phantom(seed, options)
+    hu = np.stack([np.rint(phantom.phases[p]).clip(-2000, 4000).astype(np.int16) for p in PHASES])
+    organs = [_centres(rng, phantom.labels == LABELS[organ]) for organ in ENHANCING]
+    found = [c for c in organs if c is not None]
+    _save(folder / f"{seed}.centres.npy", np.stack(found) if found else np.zeros((0, 1, 3), np.int16))
+    _save(folder / f"{seed}.npy", hu)
+
+
+def _centres(rng: np.random.Generator, organ: NDArray[np.bool_]) -> NDArray[np.int16] | None:
+    where = np.flatnonzero(organ)
+    if not len(where):
+        return None
+    chosen = rng.choice(where, CENTRES_PER_ORGAN)
+    return np.stack(np.unravel_index(chosen, organ.shape), axis=1).astype(np.int16)
+
+
+def _open_phantom_case(folder: Path, seed: int, config: DataConfig) -> Case:
+    phases = np.load(folder / f"{seed}.npy", mmap_mode="r")
+    centres = np.load(folder / f"{seed}.centres.npy")
+    return Case(phases[0], phases[PHASES.index(config.phase)], centres)
+
+
+def _folder_cases(config: DataConfig, cache: Path) -> list[Case]:
+    raise PairsUnusable(f"{config.folder}: not written yet")
+
+
+def _save(path: Path, array: NDArray[np.int16]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, array)
+    temporary.replace(path)
+
+
+@contextmanager
+def _lock(path: Path, wait: bool) -> Iterator[bool]:
+    """Holds ``path`` for this process; yields False if another has it and ``wait`` is not asked for."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+

@@ -1,0 +1,99 @@
+"""The folder of a run: checkpoint, run card, TensorBoard, progress on the terminal."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from train.budget import Budget
+
+PACKAGES = ("torch", "monai", "lightning", "numpy")
+log = logging.getLogger(__name__)
+
+
+def machine() -> dict[str, Any]:
+    """What ran, without naming the host."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"cpu": _cpu_model(), "cpus": os.cpu_count(), "python": platform.python_version()} | versions
+
+
+def write_card(folder: Path, card: Mapping[str, Any]) -> None:
+    """``run.json`` beside the checkpoint: readable, replaced in one move."""
+    temporary = folder / ".run.json.tmp"
+    temporary.write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
+    temporary.replace(folder / "run.json")
+
+
+def now_utc() -> str:
+    """ISO 8601, seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(slots=True)
+class Monitor:
+    """Shows and records a stage's numbers: a bar on a terminal, a line now and then elsewhere, TensorBoard always."""
+
+    folder: Path
+    budget: Budget
+    title: str
+    latest: dict[str, float] = field(default_factory=dict)
+    _writer: SummaryWriter | None = None
+    _progress: Progress | None = None
+    _last_line: float = 0.0
+
+    def __enter__(self) -> Self:
+        self._writer = SummaryWriter(self.folder / "tensorboard")
+        console = Console(stderr=True)
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+            self._progress = Progress(*columns, TimeElapsedColumn(), console=console)
+            self._progress.add_task(self.title, total=1.0, text="")
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress:
+            self._progress.stop()
+        if self._writer:
+            self._writer.close()
+
+    def record(self, values: Mapping[str, float]) -> None:
+        """Write the numbers of this step."""
+        self.latest.update(values)
+        for name, value in values.items():
+            if self._writer:
+                self._writer.add_scalar(name, value, self.budget.step)
+        self._show()
+
+    def _show(self) -> None:
+        text = " ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in self.latest.items())
+        head = f"step {self.budget.step} · {self.budget.progress:.1%} · {self.budget.left_s / 60:.1f} min left"
+        if self._progress:
+            self._progress.update(self._progress.task_ids[0], completed=self.budget.progress, text=head)
+        elif time.monotonic() - self._last_line > 10:
+            self._last_line = time.monotonic()
+            log.info("%s: %s: %s", self.title, head, text)
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.processor())

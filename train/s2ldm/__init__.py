@@ -1,0 +1,1 @@
+"""The similarity-aware syncretic latent diffusion model (arXiv 2406.13977), both stages."""

@@ -1,0 +1,128 @@
+"""Stage 1's network: one syncretic encoder for both phases, one decoder that only paints x_c (paper, fig. 2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from monai.networks.nets.autoencoderkl import Decoder, Encoder
+from torch import Tensor, nn
+
+from train.config import AutoencoderConfig, Shape
+from train.s2ldm.quantizer import Quantized, VectorQuantizer
+
+
+def space_to_depth(x: Tensor, patch: Shape) -> Tensor:
+    """(B, C, D, H, W) to (B, C·pd·ph·pw, D/pd, H/ph, W/pw); no number is lost."""
+    b, c, d, h, w = x.shape
+    pd, ph, pw = patch
+    x = x.reshape(b, c, d // pd, pd, h // ph, ph, w // pw, pw)
+    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, c * pd * ph * pw, d // pd, h // ph, w // pw)
+
+
+def depth_to_space(x: Tensor, patch: Shape) -> Tensor:
+    """The inverse of ``space_to_depth``."""
+    b, c, d, h, w = x.shape
+    pd, ph, pw = patch
+    x = x.reshape(b, c // (pd * ph * pw), pd, ph, pw, d, h, w)
+    return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, c // (pd * ph * pw), d * pd, h * ph, w * pw)
+
+
+class StageOne(NamedTuple):
+    """What a training step of stage 1 needs; ``*_n`` is None where the encoder is not syncretic."""
+
+    e_c: Tensor
+    e_n: Tensor | None
+    from_c: Tensor
+    from_n: Tensor | None
+    l_quan: Tensor
+    codes: Tensor | None
+
+
+class SyncreticAutoencoder(nn.Module):
+    """E: x in [-1, 1] (B, 1, D, H, W) to pre-quantisation latents (B, C, d, h, w); D: latents to x_c.
+
+    Both sides are MONAI's; space-to-depth at the door keeps full-resolution convolutions cheap, and one small
+    convolution after the pixel shuffle takes the checkerboard out.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        patch = config.patch_embed
+        voxels = patch[0] * patch[1] * patch[2]
+        shared = {
+            "spatial_dims": 3,
+            "channels": config.channels,
+            "num_res_blocks": config.res_blocks,
+            "norm_num_groups": config.norm_groups,
+            "norm_eps": 1e-6,
+            "attention_levels": [False] * len(config.channels),
+            "with_nonlocal_attn": False,
+        }
+        moments = 2 if config.quantizer.regularizer == "kl" else 1
+        self.encoder = Encoder(in_channels=voxels, out_channels=moments * config.latent_channels, **shared)
+        self.decoder = Decoder(
+            in_channels=config.latent_channels,
+            out_channels=voxels * config.exit_channels,
+            use_convtranspose=True,
+            **shared,
+        )
+        self.exit = nn.Conv3d(config.exit_channels, 1, kernel_size=(1, 3, 3), padding=(0, 1, 1))
+        self.quantizer = _quantizer(config) if config.quantizer.regularizer == "vq" else None
+
+    def moments(self, x: Tensor) -> Tensor:
+        """The encoder's raw output: means, and with ``kl`` log-variances behind them."""
+        return self.encoder(space_to_depth(x, self.config.patch_embed))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Pre-quantisation latent of x; with ``kl`` its mean."""
+        return self.moments(x)[:, : self.config.latent_channels]
+
+    def paint(self, latent: Tensor) -> Tensor:
+        """D without quantiser."""
+        return self.exit(depth_to_space(self.decoder(latent), self.config.patch_embed))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """D as in service: quantised first where ``quantize_at_decode`` says so."""
+        if self.quantizer is not None and self.config.quantizer.quantize_at_decode:
+            latent = self.quantizer.lookup(latent)
+        return self.paint(latent)
+
+    def forward(self, x_n: Tensor, x_c: Tensor) -> StageOne:
+        """Encode both with the same weights, quantise, decode both towards x_c."""
+        sources = torch.cat([x_c, x_n]) if self.config.syncretic else x_c
+        moments = self.moments(sources).float()
+        latent, mean, l_quan, codes = self._regularize(moments, batch=len(x_c))
+        painted = self.paint(latent).float()
+        b = len(x_c)
+        if not self.config.syncretic:
+            return StageOne(mean, None, painted, None, l_quan, codes)
+        return StageOne(mean[:b], mean[b:], painted[:b], painted[b:], l_quan, codes)
+
+    def _regularize(self, moments: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        mean = moments[:, : self.config.latent_channels]
+        if self.quantizer is not None:
+            latent, loss, codes = self._quantize(mean, batch)
+            return latent, mean, loss, codes
+        if self.config.quantizer.regularizer == "none":
+            return mean, mean, mean.new_zeros(()), None
+        log_variance = moments[:, self.config.latent_channels :].clamp(-30, 20)
+        latent = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
+        return latent, mean, self.config.loss.kl * kl, None
+
+    def _quantize(self, mean: Tensor, batch: int) -> Quantized:
+        assert self.quantizer is not None
+        if self.config.quantizer.quantize_both or len(mean) == batch:
+            return self.quantizer(mean)
+        of_c = self.quantizer(mean[:batch])
+        with torch.no_grad():
+            of_n = self.quantizer.lookup(mean[batch:])
+        straight = mean[batch:] + (of_n - mean[batch:]).detach()
+        return Quantized(torch.cat([of_c.latent, straight]), of_c.loss, of_c.codes)
+
+
+def _quantizer(config: AutoencoderConfig) -> VectorQuantizer:
+    q = config.quantizer
+    return VectorQuantizer(config.latent_channels, q.codes, q.groups, q.decay, q.commitment, q.reseed_below)

@@ -1,0 +1,39 @@
+"""Stage 2's network: MONAI's diffusion U-Net without attention, called with t in [0, 1]."""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.nets import DiffusionModelUNet
+from torch import Tensor, nn
+
+from train.config import DiffusionConfig
+
+TIME_SCALE = 1000.0
+
+
+class Denoiser(nn.Module):
+    """(z_t, E_n, t) to the prediction: the bridge's velocity, ε or v; the output starts at zero.
+
+    ``literal`` never shows E_n to the network; the argument is there so that all graphs look alike.
+    """
+
+    def __init__(self, config: DiffusionConfig, latent_channels: int) -> None:
+        super().__init__()
+        self.sees_source = config.formulation != "literal"
+        self.unet = DiffusionModelUNet(
+            spatial_dims=3,
+            in_channels=latent_channels * (2 if self.sees_source else 1),
+            out_channels=latent_channels,
+            num_res_blocks=config.res_blocks,
+            channels=config.channels,
+            attention_levels=[False] * len(config.channels),
+            norm_num_groups=config.norm_groups,
+            num_head_channels=config.norm_groups,
+        )
+        # MONAI always puts attention in the middle; at 8 × 32 × 32 that is 67 million pairs a head.
+        self.unet.middle_block.attention = nn.Identity()
+
+    def forward(self, z_t: Tensor, e_n: Tensor, t: Tensor) -> Tensor:
+        """z_t, E_n (B, C, d, h, w), t (B,) in [0, 1]."""
+        seen = torch.cat([z_t, e_n], dim=1) if self.sees_source else z_t
+        return self.unet(seen, t * TIME_SCALE)

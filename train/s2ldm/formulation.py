@@ -1,0 +1,118 @@
+"""Stage 2's readings of eq. 4: what the network sees, what it must answer, how much each voxel counts.
+
+==============  ===========================================  ===============  =================
+formulation     z_t                                          input            target
+==============  ===========================================  ===============  =================
+literal         √ᾱ (E_n ⊗ S) + √(1−ᾱ) ε                      z_t              ε (or v)
+conditional     √ᾱ E_c + √(1−ᾱ) ε                            z_t ‖ E_n ⊗ S    ε (or v)
+bridge          (1−t) E_n + t E_c + σ √(t(1−t)) ε            z_t ‖ E_n        E_c − E_n
+==============  ===========================================  ===============  =================
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.bundle import SamplerSpec
+from engine.schedule import scaled_linear
+from train.config import DiffusionConfig
+from train.s2ldm.similarity import bridge_weight, cosine, similarity_mask
+
+
+class Problem(NamedTuple):
+    """One training question: (z_t, source, t in [0, 1]) in, ``target`` out, weighted by ``weight``."""
+
+    z_t: Tensor
+    source: Tensor
+    t: Tensor
+    target: Tensor
+    weight: Tensor | None
+
+
+def alpha_bar(config: DiffusionConfig, device: torch.device) -> Tensor:
+    """ᾱ_t of the engine's scaled-linear schedule, (T,)."""
+    schedule = scaled_linear(config.timesteps, *config.beta_schedule)
+    return torch.from_numpy(schedule.alpha_bar).float().to(device)
+
+
+def sampler_spec(config: DiffusionConfig) -> SamplerSpec:
+    """What the engine is told about running this network."""
+    return SamplerSpec(
+        name=config.sampler.name,
+        formulation=config.formulation,
+        steps=config.sampler.steps,
+        sigma=config.sigma if config.formulation == "bridge" else config.sampler.eta,
+        T=config.timesteps,
+        beta_start=config.beta_schedule[0],
+        beta_end=config.beta_schedule[1],
+        prediction=config.prediction,
+        sdedit_strength=config.sampler.strength,
+    )
+
+
+def pose(
+    config: DiffusionConfig, e_n: Tensor, e_c: Tensor, progress: float, generator: torch.Generator | None = None
+) -> Problem:
+    """Draw t and ε and pose the configured formulation's question; ``progress`` is τ/𝒯 of eq. 3."""
+    noise = torch.randn(e_c.shape, generator=generator, device=e_c.device)
+    u = torch.rand(len(e_c), generator=generator, device=e_c.device)
+    return POSE[config.formulation](config, e_n, e_c, progress, noise, u)
+
+
+def literal(
+    config: DiffusionConfig, e_n: Tensor, e_c: Tensor, progress: float, noise: Tensor, u: Tensor
+) -> Problem:
+    """Eq. 4 as printed: an unconditional model of masked NCCT latents; E_c enters through S alone."""
+    return _diffuse(config, _masked(config, e_n, e_c, progress), e_n, noise, u)
+
+
+def conditional(
+    config: DiffusionConfig, e_n: Tensor, e_c: Tensor, progress: float, noise: Tensor, u: Tensor
+) -> Problem:
+    """The same symbols with E_c diffused and E_n ⊗ S as the condition."""
+    return _diffuse(config, e_c, _masked(config, e_n, e_c, progress), noise, u)
+
+
+def bridge(
+    config: DiffusionConfig, e_n: Tensor, e_c: Tensor, progress: float, noise: Tensor, u: Tensor
+) -> Problem:
+    """A straight path from E_n to E_c; S's idea kept as a weight."""
+    t = _spread(u)
+    z_t = (1 - t) * e_n + t * e_c
+    if config.sigma:
+        z_t = z_t + config.sigma * (t * (1 - t)).sqrt() * noise
+    weight = bridge_weight(cosine(e_n, e_c), progress, config.mask.beta) if config.mask.enabled else None
+    return Problem(z_t, e_n, u, e_c - e_n, weight)
+
+
+POSE = {"literal": literal, "conditional": conditional, "bridge": bridge}
+
+
+def loss(config: DiffusionConfig, answer: Tensor, problem: Problem) -> Tensor:
+    """Eq. 4's norm between answer and target, weighted (mean-normalised) where the formulation says so."""
+    error = answer.float() - problem.target
+    error = error.abs() if config.norm == "l1" else error.square()
+    if problem.weight is None:
+        return error.mean()
+    return (error * problem.weight).mean() / problem.weight.mean()
+
+
+def _masked(config: DiffusionConfig, e_n: Tensor, e_c: Tensor, progress: float) -> Tensor:
+    if not config.mask.enabled:
+        return e_n
+    return e_n * similarity_mask(cosine(e_n, e_c), progress, config.mask.alpha)
+
+
+def _diffuse(config: DiffusionConfig, z_0: Tensor, source: Tensor, noise: Tensor, u: Tensor) -> Problem:
+    step = (u * config.timesteps).long().clamp_max(config.timesteps - 1)
+    a = _spread(alpha_bar(config, z_0.device)[step])
+    z_t = a.sqrt() * z_0 + (1 - a).sqrt() * noise
+    target = noise if config.prediction == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * z_0
+    return Problem(z_t, source, step / config.timesteps, target, None)
+
+
+def _spread(per_case: Tensor) -> Tensor:
+    return per_case.reshape(-1, 1, 1, 1, 1)

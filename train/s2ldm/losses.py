@@ -1,0 +1,92 @@
+"""The terms of eq. 2 that are not similarity: reconstruction, its target x_F, and the patch adversary."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+UNSHARP_SIGMA = 1.0
+UNSHARP_AMOUNT = 0.5
+LAPLACIAN_AMOUNT = 0.25
+ENHANCEMENT_UNIT_HU = 100.0
+ADAPTIVE_MAX = 1e4
+
+
+def high_frequency_target(x_c: Tensor, kind: Literal["none", "unsharp", "laplacian"]) -> Tensor:
+    """x_F of eq. 2. It overshoots at edges by design: a training target only, never a reference of evaluation."""
+    if kind == "unsharp":
+        return x_c + UNSHARP_AMOUNT * (x_c - _gaussian(x_c, UNSHARP_SIGMA))
+    if kind == "laplacian":
+        return x_c - LAPLACIAN_AMOUNT * _laplacian(x_c)
+    return x_c
+
+
+def weighted_l1(painted: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean absolute difference, weighted by ``weight`` (mean-normalised) where it is given."""
+    error = (painted - target).abs()
+    return error.mean() if weight is None else (error * weight).mean() / weight.mean()
+
+
+def enhancement_weight(x_n: Tensor, x_c: Tensor, strength: float, window_width_hu: float) -> Tensor | None:
+    """1 + ``strength`` for every 100 HU of enhancement, smoothed over 3 × 5 × 5 voxels so as not to weigh noise."""
+    if strength == 0:
+        return None
+    difference = F.avg_pool3d(x_c - x_n, (3, 5, 5), stride=1, padding=(1, 2, 2), count_include_pad=False)
+    hu = difference.abs() * (window_width_hu / 2)
+    return 1 + strength * hu / ENHANCEMENT_UNIT_HU
+
+
+def frequency_loss(painted: Tensor, target: Tensor) -> Tensor:
+    """L1 between the log-amplitudes of the in-plane spectra, where blur shows."""
+    with torch.autocast(painted.device.type, enabled=False):
+        return (_log_amplitude(painted.float()) - _log_amplitude(target.float())).abs().mean()
+
+
+def discriminator_loss(on_real: Tensor, on_fake: Tensor, kind: Literal["hinge", "least_squares"]) -> Tensor:
+    """What the discriminator minimises."""
+    if kind == "hinge":
+        return 0.5 * (F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean())
+    return 0.5 * ((on_real - 1).square().mean() + on_fake.square().mean())
+
+
+def generator_loss(on_fake: Tensor, kind: Literal["hinge", "least_squares"]) -> Tensor:
+    """What the decoder minimises against the discriminator."""
+    return -on_fake.mean() if kind == "hinge" else (on_fake - 1).square().mean()
+
+
+def adaptive_weight(rec: Tensor, adversarial: Tensor, last_layer: nn.Parameter) -> Tensor:
+    """VQ-GAN's λ: ‖∇L_rec‖ / ‖∇L_adv‖ at the decoder's last layer, at most 10⁴."""
+    of_rec = torch.autograd.grad(rec, last_layer, retain_graph=True)[0]
+    of_adversarial = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0]
+    return (of_rec.norm() / (of_adversarial.norm() + 1e-4)).clamp(0.0, ADAPTIVE_MAX).detach()
+
+
+def _log_amplitude(x: Tensor) -> Tensor:
+    return torch.log1p(torch.fft.rfft2(x, norm="ortho").abs())
+
+
+def _gaussian(x: Tensor, sigma: float) -> Tensor:
+    offsets = torch.arange(-3, 4, dtype=x.dtype, device=x.device)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    for axis in range(3):
+        shape, pad = [1, 1, 1, 1, 1], [0] * 6
+        shape[2 + axis] = 7
+        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = 3
+        x = F.conv3d(F.pad(x, pad, mode="replicate"), kernel.reshape(shape))
+    return x
+
+
+def _laplacian(x: Tensor) -> Tensor:
+    padded = F.pad(x, [1] * 6, mode="replicate")
+    core = slice(1, -1)
+    neighbours = torch.zeros_like(x)
+    for axis in (2, 3, 4):
+        for shift in (slice(None, -2), slice(2, None)):
+            index = [slice(None), slice(None), core, core, core]
+            index[axis] = shift
+            neighbours = neighbours + padded[tuple(index)]
+    return neighbours - 6 * x
