@@ -202,6 +202,7 @@ class OutputsKit:
             sampler="bridge",
             provider="cpu",
             seconds={"total": 0.1},
+            findings=(),
         )
         return replace(made, **changes)
 

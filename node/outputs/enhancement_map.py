@@ -45,7 +45,7 @@ SUBTRACTION: Final = Code("113062", "DCM", "Pixel by pixel subtraction")
 
 
 def make_enhancement_map(series: SourceSeries, synthesis: Synthesis, context: OutputContext) -> list[Dataset]:
-    """One multi-frame instance, a frame a slice, each with its own position; equal arguments give equal bytes.
+    """One multi-frame instance, a frame a slice with its position; equal arguments give equal bytes.
 
     Raises ValueError where the synthesis is not on the source's grid, holds numbers that are not finite, or
     is of a phase without a style.

@@ -250,7 +250,7 @@ def test_no_uid_is_drawn_by_chance(kit, kind):
 
 
 def slices_of(ds: Dataset):
-    """(ImagePositionPatient, referenced source, HU) of every slice of an instance, as a viewer would take them."""
+    """(ImagePositionPatient, referenced source, HU) of every slice of an instance, as a viewer takes them."""
     if "PerFrameFunctionalGroupsSequence" not in ds:
         hu = ds.pixel_array * float(ds.RescaleSlope) + float(ds.RescaleIntercept)
         yield tuple(ds.ImagePositionPatient), ds.SourceImageSequence[0].ReferencedSOPInstanceUID, hu
