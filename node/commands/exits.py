@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from config.load import EXIT_CONFIG, ConfigError
 from engine.errors import BundleInvalid, EngineError, ProviderMissing
 from node.errors import NodeError, SeriesRejected
+from node.ledger.errors import LedgerTooNew
 
 DONE = 0
 FAILED = 1
@@ -20,7 +21,7 @@ EXIT_CODES: Mapping[int, str] = {
     FAILED: "something failed, or a job is parked; the last lines say what",
     USAGE: "the command line cannot be understood",
     REJECTED: "the input was rejected; the last line is the code of the rejection",
-    CONFIG: "the configuration, a model bundle or the installation is at fault; trying again cannot help",
+    CONFIG: "the configuration, a model bundle or the installation is at fault: trying again cannot help",
     INTERRUPTED: "interrupted from the keyboard",
 }
 """Every exit code and what it means."""
@@ -41,6 +42,7 @@ EXITS: Mapping[type[Exception], int] = {
     MissingExtra: CONFIG,
     BundleInvalid: CONFIG,
     ProviderMissing: CONFIG,
+    LedgerTooNew: CONFIG,
     SeriesRejected: REJECTED,
     NodeError: FAILED,
     EngineError: FAILED,
