@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import settings
+from onnx import TensorProto, helper, save_model
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 from pynetdicom.sop_class import Verification
+
+from engine.bundle import Manifest, digest_files, write_manifest
 
 from config.intake import SeriesLimits
 from engine.synthesis import Synthesis
@@ -217,3 +220,45 @@ class OutputsKit:
 def kit(tmp_path: Path) -> OutputsKit:
     """What an output is made from; see :class:`OutputsKit`."""
     return OutputsKit(tmp_path)
+
+
+TILE = (8, 32, 32)
+
+
+def write_translator(folder: Path, phase: str, gain: float = 0.25, version: str = "1.0.0") -> Path:
+    """A real bundle that costs nothing to run: one graph, x_c = x + ``gain`` · relu(x), for ``phase``."""
+    folder.mkdir(parents=True)
+    shape = [1, 1, *TILE]
+    nodes = [
+        helper.make_node("Relu", ["x"], ["soft"]),
+        helper.make_node("Mul", ["soft", "gain"], ["more"]),
+        helper.make_node("Add", ["x", "more"], ["x_c"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "translator",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("x_c", TensorProto.FLOAT, shape)],
+        [helper.make_tensor("gain", TensorProto.FLOAT, [], [gain])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    save_model(model, folder / "translator.onnx")
+    manifest = {
+        "format": 1, "family": "translator", "phase": phase, "model_id": f"gain-{phase}-{version}",
+        "model_name": "gain", "model_version": version, "window_hu": [-200, 400], "spacing_mm": [5, 3, 3],
+        "tile": TILE, "overlap": 0.25, "composition": {"detail": 1.0, "edge_hu": 20},
+        "graphs": {"translator": "translator.onnx"}, "files": digest_files(folder), "parity": {}, "metrics": {},
+        "run": {}, "intended_use": "tests", "licence": "none", "opset": 18, "created": "2026-01-02T03:04:05Z",
+    }  # fmt: skip
+    write_manifest(folder, Manifest.model_validate(manifest))
+    return folder
+
+
+@pytest.fixture
+def translator_bundle(tmp_path: Path) -> Callable[..., Path]:
+    """Writes quick real bundles: ``translator_bundle("arterial", gain=…, version=…)`` is a folder."""
+
+    def write(phase: str, **options: Any) -> Path:
+        return write_translator(tmp_path / "bundles" / f"{phase}-{len(options)}-{options}", phase, **options)
+
+    return write

@@ -33,7 +33,7 @@ def make_ct_series(series: SourceSeries, synthesis: Synthesis, context: OutputCo
     Raises ValueError where the synthesis is not on the source's grid, holds numbers that are not finite, or
     is of a phase without a style.
     """
-    check_grid(series, synthesis)
+    check_synthesis(series, synthesis)
     stored = to_stored(synthesis.volume.hu)
     derivation = Derivation(KIND, synthesis.phase.upper(), 0, series, synthesis, context)
     numbers = instance_numbers(series)
@@ -43,8 +43,9 @@ def make_ct_series(series: SourceSeries, synthesis: Synthesis, context: OutputCo
     return slices
 
 
-def check_grid(series: SourceSeries, synthesis: Synthesis) -> None:
-    """Raise ValueError unless the synthesis has one slice for each header, of the header's size."""
+def check_synthesis(series: SourceSeries, synthesis: Synthesis) -> None:
+    """Raise ValueError unless the phase has a style and there is one slice for each header, of its size."""
+    style_of(synthesis.phase)
     expected = series.volume.geometry
     if synthesis.volume.geometry != expected or len(series.headers) != expected.shape[0]:
         raise ValueError(

@@ -25,7 +25,7 @@ from engine.synthesis import Synthesis
 from node import tags
 from node.outputs import copied, provenance
 from node.outputs.context import OutputContext
-from node.outputs.ct_series import check_grid, to_stored
+from node.outputs.ct_series import check_synthesis, to_stored
 from node.outputs.encoding import copy_element, declare_encoding
 from node.outputs.provenance import Derivation
 from node.series import SourceSeries
@@ -50,7 +50,7 @@ def make_enhancement_map(series: SourceSeries, synthesis: Synthesis, context: Ou
     Raises ValueError where the synthesis is not on the source's grid, holds numbers that are not finite, or
     is of a phase without a style.
     """
-    check_grid(series, synthesis)
+    check_synthesis(series, synthesis)
     title = f"{synthesis.phase.upper()} ENHANCEMENT MAP"
     derivation = Derivation(KIND, title, RANK, series, synthesis, context)
     ds = _parametric_map(derivation, _stored_difference(series, synthesis))
@@ -89,7 +89,9 @@ def _parametric_map(derivation: Derivation, stored: NDArray[np.uint16]) -> Datas
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[_mapping(derivation)],
         voi_lut_transformations=[
-            VOILUTTransformation(center + OFFSET_HU, width, [f"SYNTHETIC {derivation.phase} MINUS SOURCE"])
+            VOILUTTransformation(
+                [center + OFFSET_HU], [width], [f"SYNTHETIC {derivation.phase} MINUS SOURCE"]
+            )
         ],
         pixel_measures=PixelMeasuresSequence(
             [rows_mm, columns_mm], _thickness_mm(derivation), derivation.series.volume.geometry.spacing_mm[0]

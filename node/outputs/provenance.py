@@ -196,13 +196,16 @@ def series_number(source_number: float | None, derivation: Derivation) -> int:
 
 
 def _describe_derivation(ds: Dataset, derivation: Derivation) -> None:
-    """General Image (PS3.3 C.7.6.1.1.3): provenance in words."""
+    """General Image (PS3.3 C.7.6.1.1.3): provenance in words, with the findings of reader and engine."""
     synthesis = derivation.synthesis
+    findings = "".join(
+        f" Note: {finding.text}." for finding in (*derivation.series.findings, *synthesis.findings)
+    )
     ds.ImageComments = NOT_ACQUIRED
     ds.DerivationDescription = ascii_text(
         f"Synthetic {synthesis.phase} phase computed by {synthesis.model_name} {synthesis.model_version} "
         f"({synthesis.model_id}, sha256 {synthesis.model_digest}) from non-contrast series "
-        f"{derivation.source_series_uid}. {NOT_ACQUIRED}",
+        f"{derivation.source_series_uid}. {NOT_ACQUIRED}{findings}",
         MAX_ST,
     )
 
