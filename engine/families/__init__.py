@@ -1,0 +1,31 @@
+"""How a bundle's graphs turn a tile into a tile. Arrays only: no paths, no files.
+
+A family is one module with ``INPUTS`` (what each graph takes) and ``translate``; :data:`FAMILIES` lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from engine.bundle import Manifest
+from engine.families import s2ldm, translator
+from engine.noise import NoiseField
+from engine.session import Graph
+from engine.volume import Float32, Shape3
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One way from tile to tile."""
+
+    inputs: Mapping[str, frozenset[str]]
+    """Graph → the names of its inputs."""
+    translate: Callable[[Manifest, Mapping[str, Graph], NoiseField, Float32, Shape3], Float32]
+    """``(manifest, graphs, noise, x, start)`` → x_c: tiles in [-1, 1], ``start`` in model voxels."""
+
+
+FAMILIES: dict[str, Family] = {
+    "s2ldm": Family(s2ldm.INPUTS, s2ldm.translate),
+    "translator": Family(translator.INPUTS, translator.translate),
+}

@@ -1,0 +1,20 @@
+"""One graph from source to synthesis: the GANs, plain regression, or stage 1 alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from engine.bundle import Manifest
+from engine.noise import NoiseField
+from engine.session import Graph
+from engine.volume import Float32, Shape3
+
+INPUTS = {"translator": frozenset({"x"})}
+
+
+def translate(
+    manifest: Manifest, graphs: Mapping[str, Graph], noise: NoiseField, x: Float32, start: Shape3
+) -> Float32:
+    """x_c = T(x), both [slice, row, column] in [-1, 1]; nothing here is random."""
+    x_c: Float32 = graphs["translator"](x=x[None, None])[0, 0]
+    return x_c

@@ -1,0 +1,238 @@
+"""Volume in, synthesis out: the whole of the engine on one page.
+
+check → body box → model grid → tiles through the family → residual → source grid → joined to the source
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from config.base import Frozen
+from engine import compose
+from engine.bundle import Bundle, Manifest, read_bundle
+from engine.errors import BundleInvalid, SynthesisFailed, VolumeUnsupported
+from engine.families import FAMILIES
+from engine.grid import SLAB, Grid, body_box, model_grid, to_model, to_source
+from engine.noise import NoiseField
+from engine.session import Graph, SessionPolicy, open_graphs
+from engine.synthesis import Finding, Synthesis
+from engine.tiles import TilePlan, blend, plan_tiles
+from engine.volume import Float32, Geometry, Shape3, Volume
+
+Progress = Callable[[float], None]
+
+MODEL_SHARE = 0.95
+"""Part of the progress bar that belongs to the tiles; composition has the rest."""
+
+
+class VolumeLimits(Frozen):
+    """What the engine takes on; outside it the volume is refused with VolumeUnsupported."""
+
+    min_extent_mm: Annotated[float, Field(gt=0)] = 20.0
+    """Smallest size along any axis: less shows no anatomy."""
+    max_extent_mm: Annotated[float, Field(gt=0)] = 3000.0
+    """Largest size along any axis: more is a wrong spacing."""
+    min_spacing_mm: Annotated[float, Field(gt=0)] = 0.1
+    """Smallest voxel edge."""
+    max_coarseness: Annotated[float, Field(ge=1)] = 4.0
+    """How many times wider than the model's a voxel may be along any axis."""
+    max_voxels: Annotated[int, Field(ge=1)] = 1_000_000_000
+    """Largest source: 4 bytes a voxel are held twice."""
+    max_model_voxels: Annotated[int, Field(ge=1)] = 250_000_000
+    """Largest model grid: 4 bytes a voxel are held three times."""
+
+
+class Engine:
+    """One bundle, loaded and ready; one synthesis at a time."""
+
+    def __init__(self, bundle: Bundle, sessions: SessionPolicy, limits: VolumeLimits | None = None) -> None:
+        """Load every graph. Raises BundleInvalid or ProviderMissing."""
+        opened = open_graphs(bundle, sessions)
+        check_graphs(bundle, opened.graphs)
+        self.bundle = bundle
+        self.provider = opened.provider
+        self.limits = limits or VolumeLimits()
+        self._fallback = opened.fallback
+        self._graphs = opened.graphs
+
+    def synthesize(
+        self, volume: Volume, *, seed: int, progress: Progress = lambda fraction: None
+    ) -> Synthesis:
+        """The bundle's phase on ``volume``'s grid; the same volume and seed give the same bytes.
+
+        ``progress`` is told fractions from 0 to 1. Raises VolumeUnsupported or SynthesisFailed.
+        """
+        manifest = self.bundle.manifest
+        check_volume(volume, manifest, self.limits)
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "prepare"):
+            grid = model_grid(volume.geometry, body_box(volume), manifest.spacing_mm)
+            check_model_grid(grid.model, self.limits)
+            x = to_model(volume.hu, grid)
+            np.clip(x, *manifest.window_hu, out=x)
+        with _timed(seconds, "model"):
+            guide = self._translate(x, seed, lambda done: progress(MODEL_SHARE * done))
+        with _timed(seconds, "compose"):
+            residual = np.subtract(guide, x, out=x)
+            compose.detail_residual(residual, guide, manifest.composition.detail, grid.model.spacing_mm)
+            del guide
+            hu = _compose(volume.hu, residual, grid, manifest)
+        progress(1.0)
+        return self._synthesis(volume.with_array(hu), seed, seconds, grid)
+
+    def _translate(self, x: Float32, seed: int, progress: Progress) -> Float32:
+        """D(ẑ) in HU on the model grid, a tile at a time."""
+        manifest = self.bundle.manifest
+        family = FAMILIES[manifest.family]
+        plan = plan_for(manifest, x.shape)
+        noise = NoiseField(seed, latent_plane(manifest, plan))
+        low, high = manifest.window_hu
+        half = (high - low) / 2
+
+        def translate(tile: Float32, start: Shape3) -> Float32:
+            if tile.max() <= low:  # air only: the source is kept there whatever the model would say
+                return tile
+            normalised = (tile - low) / half - 1
+            x_c = family.translate(manifest, self._graphs, noise, normalised, start)
+            return _checked(x_c, tile.shape) * half + (low + half)
+
+        result = np.empty_like(x)
+        for where, slab in blend(x, plan, translate, progress):
+            result[where] = slab
+        return result
+
+    def _synthesis(self, volume: Volume, seed: int, seconds: Mapping[str, float], grid: Grid) -> Synthesis:
+        manifest = self.bundle.manifest
+        sampler = manifest.sampler if manifest.family == "s2ldm" else None
+        return Synthesis(
+            phase=manifest.phase,
+            volume=volume,
+            model_id=manifest.model_id,
+            model_name=manifest.model_name,
+            model_version=manifest.model_version,
+            model_digest=self.bundle.digest,
+            seed=seed,
+            steps=sampler.steps if sampler else 0,
+            sampler=sampler.name if sampler else "none",
+            provider=self.provider,
+            seconds=seconds,
+            findings=tuple(self._findings(grid)),
+        )
+
+    def _findings(self, grid: Grid) -> Iterator[Finding]:
+        manifest = self.bundle.manifest
+        if self._fallback:
+            yield Finding("PROVIDER-FALLBACK", f"ran on the {self.provider}: {self._fallback}")
+        coarse = [s / m for s, m in zip(grid.source.spacing_mm, manifest.spacing_mm, strict=True)]
+        if max(coarse) > 1.5:
+            yield Finding("COARSER-THAN-MODEL", f"voxels are up to {max(coarse):.1f} times the model's")
+        if any(n < t for n, t in zip(grid.model.shape, manifest.tile, strict=True)):
+            yield Finding("SMALLER-THAN-TILE", f"the body's {grid.model.shape} voxels do not fill a tile")
+
+
+def open_engine(folder: Path, policy: SessionPolicy) -> Engine:
+    """The engine of the bundle in ``folder``. Raises BundleInvalid or ProviderMissing."""
+    return Engine(read_bundle(folder), policy)
+
+
+def check_graphs(bundle: Bundle, graphs: Mapping[str, Graph]) -> None:
+    """BundleInvalid where a graph does not take what its family gives it."""
+    for name, expected in FAMILIES[bundle.manifest.family].inputs.items():
+        found = graphs[name].inputs
+        if found.keys() != expected:
+            raise BundleInvalid(
+                bundle.folder, f"graph {name!r} takes {sorted(found)}, not {sorted(expected)}"
+            )
+        wanted = (1, 1, *bundle.manifest.tile)
+        if "x" in found and not _fits(found["x"], wanted):
+            raise BundleInvalid(bundle.folder, f"graph {name!r} takes x of shape {found['x']}, not {wanted}")
+
+
+def check_volume(volume: Volume, manifest: Manifest, limits: VolumeLimits) -> None:
+    """VolumeUnsupported, saying what and by how much, where the volume is outside ``limits``."""
+    geometry = volume.geometry
+    if volume.hu.size > limits.max_voxels:
+        raise VolumeUnsupported(f"{volume.hu.size} voxels are more than {limits.max_voxels}")
+    for axis, spacing, wanted, extent in zip(
+        ("slices", "rows", "columns"),
+        geometry.spacing_mm,
+        manifest.spacing_mm,
+        geometry.extent_mm,
+        strict=True,
+    ):
+        most = wanted * limits.max_coarseness
+        if not limits.min_spacing_mm <= spacing <= most:
+            raise VolumeUnsupported(
+                f"{axis} lie {spacing:g} mm apart, this model takes {limits.min_spacing_mm:g} to {most:g} mm"
+            )
+        if not limits.min_extent_mm <= extent <= limits.max_extent_mm:
+            raise VolumeUnsupported(
+                f"{axis} cover {extent:.1f} mm, not {limits.min_extent_mm:g} to {limits.max_extent_mm:g} mm"
+            )
+    if not (np.isfinite(volume.hu.min()) and np.isfinite(volume.hu.max())):
+        raise VolumeUnsupported("the volume holds values that are not numbers")
+
+
+def check_model_grid(model: Geometry, limits: VolumeLimits) -> None:
+    """VolumeUnsupported where the body would be too many voxels of the model's size."""
+    count = int(np.prod(model.shape, dtype=np.int64))
+    if count > limits.max_model_voxels:
+        raise VolumeUnsupported(
+            f"the body is {count} voxels of the model, more than {limits.max_model_voxels}"
+        )
+
+
+def plan_for(manifest: Manifest, shape: tuple[int, ...]) -> TilePlan:
+    """The bundle's tiles over a model grid of ``shape``."""
+    slices, rows, columns = shape
+    quantum = manifest.latent.factor if manifest.latent else (1, 1, 1)
+    return plan_tiles((slices, rows, columns), manifest.tile, manifest.overlap, quantum)
+
+
+def latent_plane(manifest: Manifest, plan: TilePlan) -> tuple[int, int]:
+    """(row, column) cells of the latent grid that the tiles cover."""
+    factor = manifest.latent.factor if manifest.latent else (1, 1, 1)
+    return (plan.padded[1] // factor[1], plan.padded[2] // factor[2])
+
+
+def _fits(found: tuple[int | str | None, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether a graph's input takes ``wanted``; texts and None are free dimensions."""
+    return len(found) == len(wanted) and all(
+        f == w for f, w in zip(found, wanted, strict=True) if isinstance(f, int)
+    )
+
+
+def _compose(source: Float32, residual: Float32, grid: Grid, manifest: Manifest) -> Float32:
+    """The source with the residual added inside the box and the window, a slab at a time."""
+    hu = source.copy()
+    slices, rows, columns = grid.box
+    for start in range(0, grid.box_shape[0], SLAB):
+        stop = min(start + SLAB, grid.box_shape[0])
+        place = (slice(slices.start + start, slices.start + stop), rows, columns)
+        slab = to_source(residual, grid, start, stop)
+        hu[place] = compose.add_within_window(
+            source[place], slab, manifest.window_hu, manifest.composition.edge_hu
+        )
+    return hu
+
+
+def _checked(x_c: Float32, shape: tuple[int, ...]) -> Float32:
+    if x_c.shape != shape:
+        raise SynthesisFailed(f"the model gave a tile of {x_c.shape} for one of {shape}")
+    if not np.isfinite(x_c).all():
+        raise SynthesisFailed("the model gave values that are not numbers")
+    return x_c
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - started
