@@ -1,7 +1,7 @@
 """A multi-phase abdomen made from a seed: the same patient unenhanced, arterial and portal venous.
 
-Layers, each knowing only those above it: shapes (implicit functions) → parts → enhancement → body, organs, vessels,
-lesions → anatomy (a patient) → breathing, noise, render → phantom.
+Layers, each knowing only those before it: shapes (implicit functions) → parts → enhancement → body, organs,
+vessels, lesions → anatomy (a patient) → breathing, noise, render → phantom.
 """
 
 from engine.phantom.anatomy import Patient, draw_patient

@@ -33,13 +33,9 @@ def main() -> None:
     again = _seconds(
         lambda seed: make_phantom(100, options, ((30, 46), (96, 160), (seed, seed + 64))), range(60, 80)
     )
-    print(f"whole {options.shape}, three phases: median {np.median(whole):.2f} s, max {max(whole):.2f} s")
-    print(
-        f"crop (16, 64, 64), three phases, new patient: median {np.median(crop):.3f} s, max {max(crop):.3f} s"
-    )
-    print(
-        f"crop (16, 64, 64), three phases, same patient: median {np.median(again):.3f} s, max {max(again):.3f} s"
-    )
+    print(f"seconds for three phases, median and maximum; whole phantom {options.shape}, crop (16, 64, 64)")
+    for name, taken in (("whole", whole), ("crop, new patient", crop), ("crop, same patient", again)):
+        print(f"{name}: {np.median(taken):.3f}, {max(taken):.3f}")
 
 
 if __name__ == "__main__":

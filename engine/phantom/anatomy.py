@@ -68,7 +68,7 @@ def stream(seed: int, theme: str) -> np.random.Generator:
 
 @lru_cache(maxsize=64)
 def draw_patient(seed: int) -> Patient:
-    """Draw a patient; the same seed gives the same patient. Patients are immutable, so recent ones are kept."""
+    """The patient of a seed, always the same; patients are immutable, so recent ones are kept."""
     build = draw_build(stream(seed, "build"))
     enhancement = draw_enhancement(stream(seed, "enhancement"), build.relative_size)
     layout = draw_layout(stream(seed, "layout"), build)
@@ -105,7 +105,7 @@ def truth_of(patient: Patient) -> dict[str, dict[str, float]]:
 
 def _truth_in(patient: Patient, phase: str) -> dict[str, float]:
     truth = dict(patient.enhancement.hu[phase])
-    truth["ivc"] = 0.45 * truth.pop("ivc_infrarenal") + 0.55 * truth.pop("ivc_suprarenal")
+    truth["ivc"] = 0.35 * truth.pop("ivc_infrarenal") + 0.65 * truth.pop("ivc_suprarenal")
     kinds = [(focus.kind, focus.radius_mm**3) for focus in patient.foci]
     lesions = [(patient.enhancement.lesion(kind)[phase], size) for kind, size in kinds if kind != "cyst"]
     if lesions:

@@ -1,17 +1,18 @@
 """The body that holds the organs: build, outline, wall, diaphragm, lungs, skeleton and back muscles, table.
 
-All lengths are in mm in LPS with the origin in the midline at the level of the first lumbar vertebra. Shapes are
-written for a typical adult and scaled by the patient's :class:`Build`.
+All lengths are in mm in LPS with the origin in the midline at the level of the first lumbar vertebra. Shapes
+are written for a typical adult and scaled by the patient's :class:`Build`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from engine.phantom.enhancement import Enhancement
+from engine.phantom.enhancement import PHASES, Enhancement
 from engine.phantom.parts import Part, Texture, Within
 from engine.phantom.shapes import (
     ENDLESS_MM,
@@ -27,11 +28,10 @@ from engine.phantom.shapes import (
     Trunk,
     Tubes,
     Union,
-    Vec3,
     Without,
     draw_waves,
 )
-from engine.volume import Float32
+from engine.volume import Float32, Vec3
 
 WALL_HALF_WIDTH_MM = 148.0  # outer face of the muscular wall
 WALL_HALF_DEPTH_MM = 98.0
@@ -150,14 +150,13 @@ def _linea_alba(build: Build) -> Shape:
 
 
 def _table_parts(build: Build, enhancement: Enhancement) -> Iterator[Part]:
-    top = build.half_depth_mm * 1.0 - build.belly_mm / 4 + 6
-    bed = Ellipsoid((0, top - 30, 0), (235, 48, ENDLESS_MM))
-    below = HalfSpace((0, -1, 0), -(top - 24))
-    yield Part("table", enhancement.of("table"), Common((bed, below)), remember="table", moves=False)
-    skin = {phase: -350.0 for phase in enhancement.hu}
-    shell = Without(bed, Ellipsoid((0, top - 30, 0), (232, 45.5, ENDLESS_MM)))
-    yield Part("table", skin, Common((shell, below)), moves=False)
-    yield Part("air", enhancement.of("air"), Ellipsoid((0, top - 46, 0), (235, 48, ENDLESS_MM)), moves=False)
+    """A shallow trough of foam in a skin of carbon fibre, just under the back."""
+    top = build.half_depth_mm - build.belly_mm / 4 + 2
+    bed, trough = (Ellipsoid((0, top - 48 + d, 0), (235, 48, ENDLESS_MM)) for d in (16, 0))
+    low = HalfSpace((0, -1, 0), -(top - 20))
+    carbon = dict.fromkeys(PHASES, 30.0)
+    yield Part("table", carbon, Common((Without(bed, trough), low)), remember="table", moves=False)
+    yield Part("table", enhancement.of("table"), within=(Within("table", 3.2),), moves=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +180,11 @@ class Slab:
 
 
 def chest_parts(build: Build, enhancement: Enhancement, rng: np.random.Generator) -> Iterator[Part]:
-    """Lung bases, mediastinum, heart and the diaphragm with the abdomen's fat below; remembers ``abdomen``."""
+    """Lung bases, mediastinum, heart, diaphragm and the fat below it; remembers ``abdomen``."""
     of = enhancement.of
     tilt = float(np.deg2rad(rng.uniform(12, 20)))
     low = HalfSpace((0, -float(np.sin(tilt)), -float(np.cos(tilt))), -build.scale[2] * 48)
-    grain = Texture(draw_waves(rng, 1.0, (9, 28), 6), {phase: 22.0 for phase in enhancement.hu})
+    grain = Texture(draw_waves(rng, 1.0, (9, 28), 6), dict.fromkeys(PHASES, 22.0))
     yield Part("lung", of("lung"), low, (Within("cavity"),), moves=False, texture=grain)
     yield Part("fat", of("fat"), _mediastinum(build), (Within("cavity"),), remember="mediastinum")
     heart = Ellipsoid(
@@ -198,7 +197,7 @@ def chest_parts(build: Build, enhancement: Enhancement, rng: np.random.Generator
 
 
 def _mediastinum(build: Build) -> Shape:
-    core = Ellipsoid(build.at(8, -15, 150), build.radii(42, 66, 85))
+    core = Ellipsoid(build.at(8, -8, 150), build.radii(40, 74, 120))
     return Common((core, HalfSpace((0, 0, -1), -build.scale[2] * 60)))
 
 
@@ -238,9 +237,7 @@ def _back_muscles(build: Build, rng: np.random.Generator) -> Union:
 def _mirrored(build: Build, course: tuple[Vec3, ...], radii: tuple[float, ...]) -> Iterator[Segment]:
     for side in (-1, 1):
         ends = [build.at(side * x, y, z) for x, y, z in course]
-        for (a, b), (r0, r1) in zip(
-            zip(ends, ends[1:], strict=False), zip(radii, radii[1:], strict=False), strict=True
-        ):
+        for (a, b), (r0, r1) in zip(itertools.pairwise(ends), itertools.pairwise(radii), strict=True):
             yield Segment(a, b, r0, r1)
 
 
@@ -323,7 +320,7 @@ def _spine_parts(build: Build, enhancement: Enhancement, rng: np.random.Generato
         Level(float(rng.uniform(-17, 17)), 13.2 * build.scale[2], period),
     )
     back = depth + 8.5
-    grain = Texture(draw_waves(rng, 1.0, (7, 20), 5), {phase: 14.0 for phase in enhancement.hu})
+    grain = Texture(draw_waves(rng, 1.0, (7, 20), 5), dict.fromkeys(PHASES, 14.0))
     yield Part("disc", of("disc"), Column(spine, 0, width - 1, depth - 1), moves=False)
     yield Part("bone", of("bone"), Common((body, level)), remember="vertebrae", moves=False)
     yield Part("marrow", of("marrow"), within=(Within("vertebrae", 1.8),), moves=False, texture=grain)
@@ -352,7 +349,7 @@ def _rib_parts(build: Build, enhancement: Enhancement, rng: np.random.Generator)
                 _rib_point(build, side, a, z * build.scale[2], drop) for a in np.linspace(14, reach_deg, 12)
             ]
             width = 5.4 - 0.5 * (number == 0)
-            segments += [Segment(a, b, width, width) for a, b in zip(course, course[1:], strict=False)]
+            segments += [Segment(a, b, width, width) for a, b in itertools.pairwise(course)]
     ribs = Tubes(tuple(segments))
     yield Part("bone", enhancement.of("bone"), ribs, (Within("skin", 4.0),), remember="ribs", moves=False)
     yield Part("marrow", enhancement.of("marrow"), within=(Within("ribs", 2.3),), moves=False)

@@ -1,4 +1,4 @@
-"""Breathing between phases: organs under the diaphragm slide along the body, less the nearer they lie to the spine."""
+"""Breathing between phases: organs below the diaphragm slide along the body, less the nearer the spine."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Attenuation of each tissue in each phase, drawn for one patient.
 
-The table holds typical published ranges for 120 kVp and about 1.2–1.5 ml/kg of iodinated contrast: unenhanced,
-late arterial (about 35 s) and portal venous (about 70 s). What drives a patient's level of enhancement (dose,
-injection rate, cardiac output) is drawn apart from everything that the unenhanced scan shows: **the level cannot
-be known from the unenhanced scan.** Only body size leaves a weak trace: a bigger body dilutes the same dose.
+The table holds typical published ranges for 120 kVp and about 1.2–1.5 ml/kg of iodinated contrast:
+unenhanced, late arterial (about 35 s) and portal venous (about 70 s). What drives a patient's level of
+enhancement (dose, injection rate, cardiac output) is drawn apart from everything that the unenhanced scan
+shows: **the level cannot be known from the unenhanced scan.** Only body size leaves a weak trace: a bigger
+body dilutes the same dose.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FATTY_LIVER_SHARE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Tissue:
-    """Mean and patient SD unenhanced (HU), rise at 35 s and at 70 s (HU), relative rise per unit of later timing."""
+    """HU unenhanced (mean, SD over patients), rise at 35 s and 70 s, relative rise per unit of later timing."""
 
     ncct: float
     sd: float

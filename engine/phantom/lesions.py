@@ -10,7 +10,8 @@ import numpy as np
 from engine.phantom.enhancement import PHASES, Enhancement
 from engine.phantom.organs import Layout
 from engine.phantom.parts import Part, Texture, Within
-from engine.phantom.shapes import Ellipsoid, Vec3, draw_waves
+from engine.phantom.shapes import Ellipsoid, draw_waves
+from engine.volume import Vec3
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def focus_parts(
         radii = tuple(focus.radius_mm * float(f) for f in rng.uniform(0.88, 1.12, 3))
         ripple = draw_waves(rng, 0.06 * focus.radius_mm * (focus.kind != "cyst"), (12, 40), 3)
         shape = Ellipsoid(focus.centre, (radii[0], radii[1], radii[2]), ripple=ripple)
-        texture = Texture(draw_waves(rng, 1.0, (6, 16), 4), {phase: 3.0 for phase in PHASES})
+        texture = Texture(draw_waves(rng, 1.0, (6, 16), 4), dict.fromkeys(PHASES, 3.0))
         if focus.kind == "cyst":
             yield Part("cyst", enhancement.of("cyst"), shape, (Within(focus.region, 1.0),))
         else:

@@ -1,8 +1,8 @@
-"""Scanner noise: band-pass grain as filtered back-projection leaves it, a function of seed and voxel position.
+"""Scanner noise: band-pass grain as filtered back-projection leaves it, decided by seed and voxel position.
 
-White numbers are drawn in small blocks, each with its own seed, and passed through fixed separable kernels, so any
-box of the grid has the bits of the whole. In the plane the kernel is a difference of Gaussians (the power
-spectrum rises from near zero, peaks near 0.2–0.3 cycles/mm and falls); along z neighbours share some noise.
+White numbers are drawn in small blocks, each with its own seed, and passed through fixed separable kernels,
+so any box of the grid has the bits of the whole. In the plane the kernel is a difference of Gaussians (the power
+spectrum rises from near zero, peaks and falls); along z neighbours share some noise.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _gaussian(sigma: float) -> Float32:
 
 
 def _plane_kernels(spacing_mm: Vec3) -> tuple[Float32, Float32]:
-    """Fine and coarse Gaussian, padded to one length; at coarse spacing widths are bounded below in voxels."""
+    """Fine and coarse Gaussian, padded to one length; coarse grids bound their widths below in voxels."""
     spacing = float(np.sqrt(spacing_mm[1] * spacing_mm[2]))
     fine, coarse = _gaussian(max(FINE_MM / spacing, 0.35)), _gaussian(max(COARSE_MM / spacing, 0.9))
     return np.pad(fine, (coarse.size - fine.size) // 2), coarse

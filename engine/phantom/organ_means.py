@@ -10,7 +10,7 @@ from engine.volume import Float32
 
 
 def eroded(mask: NDArray[np.bool_], rows: int = 1, slices: int = 0) -> NDArray[np.bool_]:
-    """The mask less ``rows`` voxels in the plane and ``slices`` along the body; the array's border is kept."""
+    """The mask less ``rows`` voxels in the plane and ``slices`` along the body; the array border is kept."""
     kept = mask
     for axis, times in ((0, slices), (1, rows), (2, rows)):
         for _ in range(times):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,11 +17,11 @@ from engine.phantom.shapes import (
     Segment,
     Tubes,
     Union,
-    Vec3,
     Without,
     draw_waves,
     tilted,
 )
+from engine.volume import Vec3
 
 INSIDE = (Within("cavity", 1.0), Within("abdomen", 1.0))
 SIDES: tuple[tuple[str, int], ...] = (("right", -1), ("left", 1))
@@ -41,8 +42,8 @@ def draw_layout(rng: np.random.Generator, build: Build) -> Layout:
     """Draw the shared positions."""
     right, left = (build.at(*_jittered(rng, p, 3.5)) for p in ((-61, 45, -26), (62, 46, -10)))
     hilum = build.at(*_jittered(rng, (-38, -12, 26), 3))
-    liver = float(np.clip(rng.normal(1.0, 0.05), 0.9, 1.1))
-    spleen = float(np.clip(np.exp(rng.normal(0, 0.13)), 0.75, 1.22))
+    liver = float(np.clip(rng.normal(1.06, 0.05), 0.97, 1.15))
+    spleen = float(np.clip(np.exp(rng.normal(0.03, 0.12)), 0.87, 1.25))
     return Layout(build, liver, (right, left), hilum, spleen)
 
 
@@ -56,7 +57,7 @@ def tube(course: Sequence[Vec3], radii: Sequence[float]) -> tuple[Segment, ...]:
     nodes = np.column_stack([np.asarray(course, float), np.asarray(radii, float)])
     fine = _catmull_rom(nodes)
     ends = [((float(x), float(y), float(z)), float(r)) for x, y, z, r in fine]
-    return tuple(Segment(a, b, r0, r1) for (a, r0), (b, r1) in zip(ends, ends[1:], strict=False))
+    return tuple(Segment(a, b, r0, r1) for (a, r0), (b, r1) in itertools.pairwise(ends))
 
 
 def _catmull_rom(
@@ -84,7 +85,7 @@ def liver_parts(layout: Layout, enhancement: Enhancement, rng: np.random.Generat
     hollow = Ellipsoid(build.at(-18, 18, -28), build.radii(50, 72, 62))
     body = Without(Union((right, left), 26.0), hollow, 10.0)
     shape = Union((body,), 0.0, draw_waves(rng, 1.8, (45, 110), 4))
-    grain = Texture(draw_waves(rng, 1.0, (10, 40), 5), {phase: 2.0 for phase in PHASES})
+    grain = Texture(draw_waves(rng, 1.0, (10, 40), 5), dict.fromkeys(PHASES, 2.0))
     yield Part("liver", enhancement.of("liver"), shape, INSIDE, remember="liver", texture=grain)
     yield from _gallbladder_parts(build, enhancement, rng)
 
@@ -102,7 +103,7 @@ def spleen_parts(layout: Layout, enhancement: Enhancement, rng: np.random.Genera
     build, size = layout.build, layout.spleen_size
     bulk = Ellipsoid(
         build.at(*_jittered(rng, (100, 30, 52), 3)),
-        build.radii(30 * size, 46 * size, 50 * size),
+        build.radii(34 * size, 50 * size, 54 * size),
         tilted(20, 0, -18),
         draw_waves(rng, 1.2, (40, 90), 3),
     )
@@ -114,7 +115,7 @@ def spleen_parts(layout: Layout, enhancement: Enhancement, rng: np.random.Genera
 
 def pancreas_parts(layout: Layout, enhancement: Enhancement, rng: np.random.Generator) -> Iterator[Part]:
     """Pancreas, lobulated; thinner and more lobulated with age. Remembers ``pancreas``."""
-    build, bulk = layout.build, float(rng.uniform(0.85, 1.12))
+    build, bulk = layout.build, float(rng.uniform(0.92, 1.25))
     course = ((-30, 0, -26), (-27, -2, -4), (-4, -16, 10), (24, -8, 20), (52, 12, 30), (80, 28, 40))
     radii = [r * bulk for r in (11, 15, 9.5, 10.5, 10.5, 8.5)]
     shape = Tubes(tube([build.at(*p) for p in course], radii), ripple=draw_waves(rng, 1.5, (12, 24), 5))
@@ -130,7 +131,7 @@ def kidney_parts(layout: Layout, enhancement: Enhancement, rng: np.random.Genera
 def _kidney(
     build: Build, enhancement: Enhancement, rng: np.random.Generator, name: str, side: int, centre: Vec3
 ) -> Iterator[Part]:
-    of, region, size = enhancement.of, f"kidney {name}", float(rng.uniform(0.92, 1.1))
+    of, region, size = enhancement.of, f"kidney {name}", float(rng.uniform(0.97, 1.17))
     turn = tilted(-12, side * 12, side * 35)
     ripple = draw_waves(rng, 0.7, (25, 60), 3)
     kidney = Ellipsoid(centre, (25.5 * size, 29.5 * size, 53 * size), turn, ripple)
@@ -202,12 +203,13 @@ def bowel_parts(layout: Layout, enhancement: Enhancement, rng: np.random.Generat
     build = layout.build
     for number in range(9):
         shape = Tubes(
-            tube(_loop(rng, build, number), rng.uniform(9, 14, 6)), ripple=draw_waves(rng, 0.8, (14, 30), 3)
+            tube(_loop(rng, build, number), rng.uniform(9, 14, 6).tolist()),
+            ripple=draw_waves(rng, 0.8, (14, 30), 3),
         )
         level = float(rng.uniform(-90, -20)) * build.scale[1]
         yield from _hollow("bowel", f"loop {number}", shape, 2.2, level, enhancement)
     for name, course in _COLON.items():
-        radii = rng.uniform(17, 24, len(course))
+        radii = rng.uniform(17, 24, len(course)).tolist()
         points = [build.at(*_jittered(rng, p, 4)) for p in course]
         shape = Tubes(tube(points, radii), ripple=draw_waves(rng, 1.8, (22, 40), 4))
         level = (min(y for _, y, _ in points) + float(rng.uniform(-12, 16))) * 1.0

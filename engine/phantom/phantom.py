@@ -27,10 +27,10 @@ SLAB_SLICES = 16  # slices painted at a time, so that working arrays stay small
 
 @dataclass(frozen=True, slots=True)
 class PhantomOptions:
-    """Grid (slice, row, column), noise (SD in HU at the centre of a typical body; 0 = none), breathing, phases.
+    """Grid (slice, row, column), noise (SD in HU at a typical body's centre; 0 = none), breathing, phases.
 
-    With ``misregistration_mm`` > 0 every phase but the unenhanced one is displaced by its own random breath of
-    at most that length; labels lie on the unenhanced phase. Raises ValueError for what cannot be made.
+    With ``misregistration_mm`` > 0 every phase but the unenhanced one is displaced by its own random breath
+    of at most that length; labels lie on the unenhanced phase. Raises ValueError for what cannot be made.
     """
 
     shape: Shape3 = (96, 256, 256)
@@ -51,7 +51,7 @@ class PhantomOptions:
 
 @dataclass(frozen=True, slots=True)
 class Phantom:
-    """Aligned phases (float32 HU), labels (uint8, see LABELS), their grid, and the HU drawn for each label."""
+    """Phases (float32 HU), labels (uint8, see LABELS), their grid, ``truth[phase][label]`` HU as drawn."""
 
     phases: Mapping[str, Float32]
     labels: NDArray[np.uint8]
@@ -63,8 +63,9 @@ class Phantom:
 def make_phantom(seed: int, options: PhantomOptions = PhantomOptions(), box: Box | None = None) -> Phantom:
     """The patient of ``seed`` on the grid of ``options``, or only the voxels of ``box`` of that grid.
 
-    ``box`` holds (first, end) index pairs along slice, row, column of the full grid and gives the same voxels,
-    noise included, as cropping the full phantom. Raises ValueError for a negative seed or a box outside the grid.
+    ``box`` holds (first, end) index pairs along slice, row, column of the full grid and gives the same
+    voxels, noise included, as cropping the full phantom. Raises ValueError for a negative seed or a box
+    outside the grid.
     """
     if seed < 0:
         raise ValueError(f"seed {seed} is negative")
@@ -95,12 +96,12 @@ def _slabs(span: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def _geometry(options: PhantomOptions, box: Box) -> Geometry:
-    z, y, x = (
-        spacing * (first - (size - 1) / 2)
-        for (first, _), size, spacing in zip(box, options.shape, options.spacing_mm, strict=True)
+    z, y, x = (-spacing * (n - 1) / 2 for n, spacing in zip(options.shape, options.spacing_mm, strict=True))
+    first = Geometry(options.shape, options.spacing_mm, (x, y, z)).position_of(
+        (box[0][0], box[1][0], box[2][0])
     )
     return Geometry(
-        (box[0][1] - box[0][0], box[1][1] - box[1][0], box[2][1] - box[2][0]), options.spacing_mm, (x, y, z)
+        (box[0][1] - box[0][0], box[1][1] - box[1][0], box[2][1] - box[2][0]), options.spacing_mm, first
     )
 
 
@@ -142,7 +143,7 @@ def _spread(axes: tuple[Float32, Float32, Float32]) -> tuple[Float32, Float32, F
 
 
 def _breaths(patient: Patient, options: PhantomOptions) -> dict[Breath, list[str]]:
-    """Which phases share a position of the diaphragm; the resting one, on which labels lie, always comes first."""
+    """Which phases share a position of the diaphragm; the resting one, of the labels, always comes first."""
     breaths: dict[Breath, list[str]] = {Breath(0.0, 0.0): []}
     draws = {
         phase: draw_breath(stream(patient.seed, "breathing"), options.misregistration_mm, i)
@@ -160,7 +161,7 @@ def _add_noise(
     for phase, hu in phases.items():
         if options.noise_hu:
             key = (patient.seed, STREAMS["noise"], PHASES.index(phase))
-            hu += noise_field(key, box, options.spacing_mm) * strength
+            np.add(hu, noise_field(key, box, options.spacing_mm) * strength, out=hu)
         np.maximum(hu, LOWEST_HU, out=hu)
 
 

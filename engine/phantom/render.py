@@ -1,4 +1,4 @@
-"""Paint a patient's parts on a window of a grid: soft edges one voxel wide, labels where a part covers half."""
+"""Paint a patient's parts on a window of a grid: edges one voxel wide, labels where a part covers half."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from engine.phantom.parts import Part, Within
 from engine.phantom.shapes import (
     FAR_MM,
     WHOLE,
-    Bounds,
     Points,
     Window,
     is_empty,
@@ -21,6 +20,7 @@ from engine.phantom.shapes import (
 from engine.volume import Float32
 
 EDGE_VOXELS = 1.25  # width of an edge, in mean voxel sizes
+_NO_PATTERN: Float32 = np.zeros((1, 1, 1), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """What is being painted: HU by phase and labels, on fixed points and on points that follow the breathing."""
+    """What is painted: HU by phase and labels, on fixed points and on points that follow the breathing."""
 
     fixed: Points
     moving: Points
@@ -78,13 +78,11 @@ def _paint_part(part: Part, canvas: Canvas, window: Window) -> None:
     cover = np.clip(0.5 - distance * (1 / canvas.edge_mm), 0.0, 1.0)
     if not cover.any():
         return
-    pattern = None if part.texture is None else part.texture.waves.values(points)
+    pattern = _NO_PATTERN if part.texture is None else part.texture.waves.values(points)
     for phase, hu in canvas.hu.items():
-        target = hu[window]
-        value = part.hu[phase] if pattern is None else part.hu[phase] + pattern * part.texture.hu[phase]
-        target += cover * (value - target)
-    np.putmask(view := canvas.labels[window], cover >= 0.5, LABELS[part.label])
-    canvas.labels[window] = view
+        target, grain = hu[window], 0.0 if part.texture is None else part.texture.hu[phase]
+        target += cover * (pattern * grain + part.hu[phase] - target)
+    canvas.labels[window][cover >= 0.5] = LABELS[part.label]
 
 
 def _distance(part: Part, canvas: Canvas, window: Window, points: Points) -> Float32:
@@ -104,6 +102,3 @@ def _depth(within: Within, canvas: Canvas, window: Window, points: Points) -> Fl
     )
     depth = region.distance[z, y, x] + within.depth_mm
     return depth if within.ripple is None else depth + within.ripple.values(points)
-
-
-__all__ = ["Bounds", "Canvas", "paint"]

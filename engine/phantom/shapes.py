@@ -1,7 +1,7 @@
-"""Implicit shapes in patient millimetres: a signed distance, negative inside, evaluated on a window of voxels.
+"""Implicit shapes in patient millimetres: a signed distance, negative inside, evaluated on a window.
 
-Positions here are (x, y, z) in LPS: +x left, +y posterior, +z head. Arrays are (slice, row, column) = (z, y, x).
-Every value depends on the voxel's own position only (no sums over arrays, no matrix products), so a window of
+Positions here are (x, y, z) in LPS: +x left, +y posterior, +z head; arrays are (slice, row, column),
+that is (z, y, x). Every value depends on the voxel's own position only (no sums over arrays, no matrix products), so a window of
 the grid holds the same bits as the same voxels of the whole grid.
 """
 
@@ -164,7 +164,8 @@ class Ellipsoid:
 
     def distance(self, points: Points) -> Float32:
         """First-order distance k(k−1)/|∇k²/2| with k the normalised radius."""
-        square, slope = np.float32(1e-6), np.float32(1e-6 / min(self.radii) ** 2)
+        square: Float32 = np.full((1, 1, 1), 1e-6, np.float32)
+        slope = square * (1 / min(self.radii) ** 2)
         for offset, radius in zip(self._local(points), self.radii, strict=True):
             scaled = (offset * (1 / radius)) ** 2
             square, slope = square + scaled, slope + scaled * (1 / radius**2)
@@ -277,7 +278,7 @@ class HalfSpace:
 
 @dataclass(frozen=True, slots=True)
 class Trunk:
-    """The body's outline: a superellipse across, its size following ``profile`` (z mm, factor) along the body."""
+    """The body's outline: a superellipse whose size follows ``profile`` (z mm, factor) along the body."""
 
     half_width_mm: float
     half_depth_mm: float

@@ -1,4 +1,4 @@
-"""Arteries, caval, portal, hepatic and renal veins: tubes along splines and trees that branch inside the liver."""
+"""Arteries, caval, portal, hepatic and renal veins: tubes along splines, trees that branch in the liver."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 from engine.phantom.enhancement import PHASES, Enhancement
 from engine.phantom.organs import Layout, tube
 from engine.phantom.parts import Part, Within
-from engine.phantom.shapes import HalfSpace, Segment, Tubes, Vec3
+from engine.phantom.shapes import HalfSpace, Segment, Tubes
+from engine.volume import Vec3
 
 SPLIT = 5  # generations of a tree
 BRANCH_BEND = 0.25  # random turn of a branch along its way
@@ -49,7 +50,9 @@ def _aorta_course(layout: Layout) -> list[Vec3]:
 def _artery_parts(layout: Layout, enhancement: Enhancement, rng: np.random.Generator) -> Iterator[Part]:
     calibre = float(rng.uniform(0.85, 1.2))
     radii = [r * calibre for r in (11.5, 11, 10.5, 10.5, 9.5, 8.8, 8.3, 8.0)]
-    yield Part("arteries", enhancement.of("arteries"), Tubes(tuple(_arteries(layout))))
+    yield Part(
+        "arteries", enhancement.of("arteries"), Tubes((*_arteries(layout), *_mesentery(layout, rng, 5.0)))
+    )
     yield Part("aorta", enhancement.of("aorta"), Tubes(tube(_aorta_course(layout), radii)))
 
 
@@ -119,8 +122,18 @@ def _portal_parts(layout: Layout, enhancement: Enhancement, rng: np.random.Gener
     splenic = tube([meeting, at(26, 4, 18), at(54, 24, 30), at(78, 30, 44)], (5, 4.8, 4.4, 3.6))
     mesenteric = tube([meeting, at(-6, -8, -26), at(-6, -10, -60), at(-2, -12, -110)], (5.6, 5.4, 5, 3))
     blood = enhancement.of("portal_vein")
-    yield Part("portal_vein", blood, Tubes(trunk + splenic + mesenteric))
+    yield Part("portal_vein", blood, Tubes(trunk + splenic + mesenteric + _mesentery(layout, rng, -6.0)))
     yield Part("portal_vein", blood, Tubes(tuple(_portal_tree(layout, rng))), (Within("liver", -1.0),))
+
+
+def _mesentery(layout: Layout, rng: np.random.Generator, x: float) -> tuple[Segment, ...]:
+    """Branches from the superior mesenteric vessels into the mesentery, thinning toward the bowel."""
+    segments: list[Segment] = []
+    for z in (-34, -50, -66, -82, -98):
+        side = float(rng.choice((-1.0, 1.0)))
+        aim = np.array((side, float(rng.uniform(-0.7, 0.1)), float(rng.uniform(-0.9, 0.1))))
+        segments += _grow(rng, layout.build.at(x, -12, z), aim, 26.0, float(rng.uniform(1.8, 2.6)), 3)
+    return tuple(segments)
 
 
 def _portal_tree(layout: Layout, rng: np.random.Generator) -> Iterator[Segment]:
@@ -135,7 +148,7 @@ def _portal_tree(layout: Layout, rng: np.random.Generator) -> Iterator[Segment]:
 
 
 def _hepatic_vein_parts(layout: Layout, enhancement: Enhancement, rng: np.random.Generator) -> Iterator[Part]:
-    """Right, middle and left hepatic vein, from where they meet the cava near the dome, and their tributaries."""
+    """Right, middle and left hepatic vein from the cava near the dome, with their tributaries."""
     segments: list[Segment] = []
     mouth = ivc_at(layout, 96)
     for target, radius in (((-96, 16, 58), 5.0), ((-52, -34, 56), 4.6), ((6, -48, 78), 4.2)):
