@@ -33,7 +33,7 @@ EventDict = MutableMapping[str, Any]
 
 
 def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
-    """Send every log line of this process to ``stream`` (standard error) in the form ``settings`` asks for."""
+    """Send every log line of this process to ``stream`` (standard error) as ``settings`` asks for."""
     out = sys.stderr if stream is None else stream
     shared: list[Any] = [
         structlog.stdlib.add_log_level,

@@ -11,6 +11,9 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pynetdicom import AE, build_context
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
 
 @dataclass(slots=True)
 class Pulse:
@@ -55,3 +58,19 @@ def feed_every_s(environ: Mapping[str, str] = os.environ) -> float | None:
     if not allowed_us or (watched_pid and int(watched_pid) != os.getpid()):
         return None
     return allowed_us / 3_000_000
+
+
+def answers(host: str, port: int, ae_title: str, timeout_s: float = 5.0) -> bool:
+    """Whether the listener at ``host`` answers an association request; a rejection is an answer too.
+
+    ``host`` is what the node listens on; an address that means "every one" is called at loopback.
+    """
+    ae = AE(ae_title=ae_title)
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = timeout_s
+    called = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    assoc = ae.associate(called, port, contexts=[build_context(Verification)], ae_title=ae_title)
+    if not assoc.is_established:
+        return bool(assoc.is_rejected)
+    status = assoc.send_c_echo().get("Status")
+    assoc.release()
+    return bool(status == 0)

@@ -22,8 +22,8 @@ SUCCESS = 0x0000
 def deliver(destination: FolderDestination, files: Sequence[Path]) -> Iterator[Answer]:
     """Copy ``files`` to ``path/<series>/<SOP instance>.dcm``; an answer means that the disk has the file.
 
-    A file that is there already is replaced in one step. Raises DestinationUnreachable where the folder is not
-    there (a share that is not mounted: it is never made) or cannot be written.
+    A file that is there already is replaced in one step. Raises DestinationUnreachable where the folder is
+    not there (a share that is not mounted: it is never made) or cannot be written.
     """
     if not destination.path.is_dir():
         raise DestinationUnreachable("the folder is not there: create it, or mount its share")

@@ -82,8 +82,6 @@ def test_delivering_again_does_no_harm(place, ct_files):
     assert len({ds.SOPInstanceUID for ds in place.datasets()}) == len(ct_files)
 
 
-# pynetdicom leaves the socket of a refused connection to the garbage collector
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_destination_that_is_not_there_is_tried_again_later(place, ct_files):
     place.leave()
     with pytest.raises(DestinationUnreachable):

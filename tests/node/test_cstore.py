@@ -98,9 +98,6 @@ def test_a_peer_that_does_not_answer_in_time_is_unreachable(store_peer, ct_files
     assert isinstance(error, DestinationUnreachable)
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # pynetdicom leaves a socket to gc
 def test_where_nobody_listens_the_destination_is_unreachable(ct_files):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -1,4 +1,3 @@
-import shutil
 from random import Random
 from threading import Event, Thread
 
@@ -32,13 +31,12 @@ def ledger(tmp_path):
 
 @pytest.fixture
 def built(ledger, ct_files):
-    """Records a BUILT job whose outputs are ``ct_files`` (with UIDs of their own a job), and gives its number."""
+    """Records a BUILT job with ``ct_files`` under UIDs of its own as outputs, and gives its number."""
 
     def build(destinations, series="2.25.20"):
         received = ReceivedInstance(
-            sop_instance_uid=f"{series}.0", sop_class_uid="1.2", transfer_syntax_uid="1.2", calling_ae="CT",
-            series_instance_uid=f"{series}.9", study_instance_uid="1.3", path=ct_files[0], sha256="00", bytes=1,
-        )  # fmt: skip
+            f"{series}.0", "1.2", "1.2", f"{series}.9", "1.3", "CT", path=ct_files[0], sha256="00", bytes=1
+        )
         job_id = ledger.record_instance(received, 1.0).job_id
         ledger.move(job_id, State.SETTLED, 2.0)
         ledger.move(job_id, State.READY, 3.0)

@@ -32,13 +32,14 @@ def supervise(tmp_path, monkeypatch):
     started = []
 
     def start(code):
+        deaths, fatal = [], []
         keeper = Supervisor(
             Settings(storage={"data_dir": tmp_path}),
-            on_death=lambda owner: keeper.deaths.append(owner),
-            on_fatal=lambda: keeper.fatal.append(True),
+            on_death=deaths.append,
+            on_fatal=lambda: fatal.append(True),
             command=(sys.executable, "-c", code),
         )
-        keeper.deaths, keeper.fatal = [], []
+        keeper.deaths, keeper.fatal = deaths, fatal
         keeper.start()
         started.append(keeper)
         return keeper
