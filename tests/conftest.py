@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -21,9 +22,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 from pynetdicom.sop_class import Verification
 
-from engine.bundle import Manifest, digest_files, write_manifest
-
 from config.intake import SeriesLimits
+from engine.bundle import Manifest, digest_files, write_manifest
 from engine.synthesis import Synthesis
 from engine.volume import Geometry
 from node.outputs import NodeIdentity, OutputContext, to_bytes
@@ -246,9 +246,10 @@ def write_translator(folder: Path, phase: str, gain: float = 0.25, version: str 
     manifest = {
         "format": 1, "family": "translator", "phase": phase, "model_id": f"gain-{phase}-{version}",
         "model_name": "gain", "model_version": version, "window_hu": [-200, 400], "spacing_mm": [5, 3, 3],
-        "tile": TILE, "overlap": 0.25, "composition": {"detail": 1.0, "edge_hu": 20},
-        "graphs": {"translator": "translator.onnx"}, "files": digest_files(folder), "parity": {}, "metrics": {},
-        "run": {}, "intended_use": "tests", "licence": "none", "opset": 18, "created": "2026-01-02T03:04:05Z",
+        "tile": TILE, "overlap": 0.25, "composition": {"detail": 1.0, "edge_hu": 20}, "parity": {},
+        "graphs": {"translator": "translator.onnx"}, "files": digest_files(folder), "metrics": {},
+        "run": {}, "intended_use": "tests", "licence": "none", "opset": 18,
+        "created": "2026-01-02T03:04:05Z",
     }  # fmt: skip
     write_manifest(folder, Manifest.model_validate(manifest))
     return folder
@@ -258,7 +259,9 @@ def write_translator(folder: Path, phase: str, gain: float = 0.25, version: str 
 def translator_bundle(tmp_path: Path) -> Callable[..., Path]:
     """Writes quick real bundles: ``translator_bundle("arterial", gain=…, version=…)`` is a folder."""
 
+    numbers = count()
+
     def write(phase: str, **options: Any) -> Path:
-        return write_translator(tmp_path / "bundles" / f"{phase}-{len(options)}-{options}", phase, **options)
+        return write_translator(tmp_path / "bundles" / f"{phase}-{next(numbers)}", phase, **options)
 
     return write

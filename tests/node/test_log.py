@@ -64,7 +64,7 @@ def test_of_another_librarys_record_only_the_place_is_kept(log, secret):
     logger = logging.getLogger("pydicom")
     logger.warning("Invalid value for VR UI: '%s'", secret)
     try:
-        int(secret)
+        int(f"no number: {secret}")
     except ValueError:
         logger.exception("while reading %s", secret)
     first, second = log.lines()
