@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pynetdicom import AE, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from config.settings import ListenSettings
+
 
 @dataclass(slots=True)
 class Pulse:
@@ -60,15 +62,15 @@ def feed_every_s(environ: Mapping[str, str] = os.environ) -> float | None:
     return allowed_us / 3_000_000
 
 
-def answers(host: str, port: int, ae_title: str, timeout_s: float = 5.0) -> bool:
-    """Whether the listener at ``host`` answers an association request; a rejection is an answer too.
+def answers(listen: ListenSettings, port: int, timeout_s: float = 5.0) -> bool:
+    """Whether our listener answers an association request and C-ECHO; a rejection is an answer too.
 
-    ``host`` is what the node listens on; an address that means "every one" is called at loopback.
+    Calls as somebody who is let in; an address that means "every one" is called at loopback.
     """
-    ae = AE(ae_title=ae_title)
+    ae = AE(ae_title=(*listen.allow_ae_titles, listen.ae_title)[0])
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = timeout_s
-    called = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    assoc = ae.associate(called, port, contexts=[build_context(Verification)], ae_title=ae_title)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)
+    assoc = ae.associate(host, port, contexts=[build_context(Verification)], ae_title=listen.ae_title)
     if not assoc.is_established:
         return bool(assoc.is_rejected)
     status = assoc.send_c_echo().get("Status")

@@ -1,6 +1,9 @@
 import os
 import socket
 
+import pytest
+
+from config.settings import ListenSettings
 from node import watchdog
 from node.watchdog import Pulse
 
@@ -41,3 +44,26 @@ def test_a_lane_that_is_silent_for_too_long_is_named():
     assert watchdog.stuck(pulses, now=111) == ["settle"]
     pulses["settle"].beat(111)
     assert watchdog.stuck(pulses, now=112) == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_listener_that_answers_an_echo_is_well(store_peer, host):
+    peer = store_peer(calling=["PACS"])
+    listen = ListenSettings(
+        ae_title="PEER", host=host, allow_ae_titles=["PACS"], allow_plain_text=True, allow_unknown_peers=True
+    )
+    assert watchdog.answers(listen, peer.port)
+
+
+def test_a_listener_that_rejects_us_is_well_too(store_peer):
+    peer = store_peer(calling=["PACS"])
+    assert watchdog.answers(ListenSettings(ae_title="PEER"), peer.port)
+
+
+def test_a_port_where_nobody_answers_is_not_well():
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        port = deaf.getsockname()[1]
+        assert not watchdog.answers(ListenSettings(), port)
+        deaf.listen()
+        assert not watchdog.answers(ListenSettings(), port, timeout_s=0.2)
