@@ -12,6 +12,7 @@ import zlib
 
 from pydicom import config as pydicom_config
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 
 pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
@@ -21,6 +22,7 @@ PARSE_ERRORS = (
     AssertionError,
     AttributeError,
     BufferError,
+    BytesLengthException,
     EOFError,
     LookupError,
     RuntimeError,
