@@ -88,16 +88,34 @@ class Ledger:
         with self._store.writing() as db:
             return receiving.record(db, received, self._stored(received.path), now)
 
-    def find_repeat(self, series_instance_uid: str, sop_instance_uid: str, sha256: str) -> int | None:
-        """The living job that already holds exactly these bytes, if one does; writes nothing."""
-        with self._store.reading() as db:
-            return receiving.repeat(db, series_instance_uid, sop_instance_uid, sha256)
+    def record_repeat(
+        self, series_instance_uid: str, sop_instance_uid: str, sha256: str, now: float
+    ) -> int | None:
+        """The living job that already holds exactly these bytes, if one does.
 
-    def receiving(self, quiet_before: float) -> list[Job]:
-        """The RECEIVING jobs that heard nothing since ``quiet_before``, oldest first."""
+        A repeat means that the sender is still at it: an open series then waits on.
+        """
+        with self._store.reading() as db:
+            found = receiving.repeat(db, series_instance_uid, sop_instance_uid, sha256)
+        if found is not None:
+            with self._store.writing() as db:
+                receiving.hear(db, found, now)
+        return found
+
+    def receiving(self, quiet_before: float, now: float) -> list[Job]:
+        """The RECEIVING jobs to judge: nothing came since ``quiet_before``, and they need not wait on."""
         return self._jobs(
-            "WHERE state = ? AND last_received_at <= ? ORDER BY id", (State.RECEIVING, quiet_before)
+            "WHERE state = ? AND last_received_at <= ? AND not_before <= ? ORDER BY id",
+            (State.RECEIVING, quiet_before, now),
         )
+
+    def wait_on(self, job_id: int, instances: int, not_before: float, reason: str, now: float) -> None:
+        """Judge a RECEIVING job again when a slice comes, or from ``not_before`` on.
+
+        Does nothing where the job no longer holds just the ``instances`` that were judged.
+        """
+        with self._store.writing() as db:
+            moves.wait_on(db, job_id, instances, not_before=not_before, reason=reason, now=now)
 
     def settle(self, job_id: int, instances: int, now: float, reason: str | None = None) -> bool:
         """RECEIVING → SETTLED, unless the job no longer holds just the ``instances`` that were judged."""

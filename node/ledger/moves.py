@@ -39,13 +39,27 @@ def move(
 
 def settle(db: sqlite3.Connection, job_id: int, instances: int, now: float, reason: str | None) -> bool:
     """RECEIVING → SETTLED if the job still holds the ``instances`` that were judged; False if not."""
-    row = db.execute("SELECT state, instances FROM job WHERE id = ?", (job_id,)).fetchone()
-    if row is None:
-        raise JobUnknown(job_id)
-    if row["state"] != State.RECEIVING or row["instances"] != instances:
+    if not _still_holds(db, job_id, instances):
         return False
     move(db, job_id, State.SETTLED, now, reason=reason)
     return True
+
+
+def wait_on(
+    db: sqlite3.Connection, job_id: int, instances: int, *, not_before: float, reason: str, now: float
+) -> None:
+    """Leave a RECEIVING job that still holds the judged ``instances`` alone until ``not_before``."""
+    if not _still_holds(db, job_id, instances):
+        return
+    db.execute("UPDATE job SET not_before = ?, updated_at = ? WHERE id = ?", (not_before, now, job_id))
+    note(db, job_id, now, from_state=State.RECEIVING, to_state=State.RECEIVING, text=reason)
+
+
+def _still_holds(db: sqlite3.Connection, job_id: int, instances: int) -> bool:
+    row = db.execute("SELECT state, instances FROM job WHERE id = ?", (job_id,)).fetchone()
+    if row is None:
+        raise JobUnknown(job_id)
+    return bool(row["state"] == State.RECEIVING and row["instances"] == instances)
 
 
 RETRY_AFTER: dict[State, State] = {

@@ -24,7 +24,7 @@ def record(db: sqlite3.Connection, received: ReceivedInstance, path: str, now: f
         return _join(db, job, received, path, now)
     known = known_sha256(db, living["id"], received.sop_instance_uid)
     if known is not None:
-        _heard(db, living["id"], now)
+        hear(db, living["id"], now)
         return Recorded(living["id"], living["generation"], False, conflict=known != received.sha256)
     if living["state"] == State.RECEIVING:
         return _join(db, (living["id"], living["generation"]), received, path, now)
@@ -121,14 +121,14 @@ def _join(
     )
     db.execute(
         "UPDATE job SET instances = instances + 1, last_received_at = max(last_received_at, ?),"
-        " updated_at = ? WHERE id = ?",
+        " not_before = 0, updated_at = ? WHERE id = ?",
         (now, now, job_id),
     )
     return Recorded(job_id, generation, True)
 
 
-def _heard(db: sqlite3.Connection, job_id: int, now: float) -> None:
-    """A repeat means the sender is still at it: the generation waits on, if it is still open."""
+def hear(db: sqlite3.Connection, job_id: int, now: float) -> None:
+    """The sender is still at it: the generation waits on, if it is still open."""
     db.execute(
         "UPDATE job SET last_received_at = max(last_received_at, ?) WHERE id = ? AND state = ?",
         (now, job_id, State.RECEIVING),

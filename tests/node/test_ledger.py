@@ -206,9 +206,10 @@ def test_a_repeat_changes_nothing_but_keeps_an_open_series_waiting(ledger: Ledge
     job_id = received(ledger, 2, now=100.0)
     again = ledger.record_instance(slice_(ledger, 1), 120.0)
     assert (again.job_id, again.is_new, again.conflict) == (job_id, False, False)
+    assert ledger.record_repeat("1.2.3", "1.2.3.1", f"{1:064x}", 119.0) == job_id
     assert ledger.job(job_id).instances == 2
-    assert ledger.receiving(110.0) == []
-    assert [job.id for job in ledger.receiving(120.0)] == [job_id]
+    assert ledger.receiving(110.0, 150.0) == []
+    assert [job.id for job in ledger.receiving(120.0, 150.0)] == [job_id]
 
 
 def test_a_clock_set_back_does_not_make_a_series_quiet(ledger: Ledger) -> None:
@@ -244,7 +245,7 @@ def test_a_late_slice_opens_the_next_generation_with_the_old_slices_and_itself(
 def test_a_repeat_never_opens_a_generation(ledger: Ledger, past: State) -> None:
     job_id = walk_to(ledger, past)
     before = ledger.job(job_id)
-    assert ledger.find_repeat("1.2.3", "1.2.3.1", f"{1:064x}") == job_id
+    assert ledger.record_repeat("1.2.3", "1.2.3.1", f"{1:064x}", 100.0) == job_id
     assert not ledger.record_instance(slice_(ledger, 1), 100.0).is_new
     assert ledger.job(job_id) == before
     assert len(ledger.jobs()) == 1
@@ -271,8 +272,9 @@ def path_to(target: State) -> list[State]:
 
 def test_bytes_nobody_sent_are_no_repeat(ledger: Ledger) -> None:
     received(ledger)
-    assert ledger.find_repeat("1.2.3", "1.2.3.1", "0" * 64) is None
-    assert ledger.find_repeat("9.9", "1.2.3.1", f"{1:064x}") is None
+    assert ledger.record_repeat("1.2.3", "1.2.3.1", "0" * 64, 200.0) is None
+    assert ledger.record_repeat("9.9", "1.2.3.1", f"{1:064x}", 200.0) is None
+    assert [job.last_received_at for job in ledger.jobs()] == [100.0]
 
 
 def test_settling_is_refused_when_a_slice_came_while_it_was_judged(ledger: Ledger) -> None:
@@ -284,6 +286,18 @@ def test_settling_is_refused_when_a_slice_came_while_it_was_judged(ledger: Ledge
     assert ledger.events(job_id)[-1].note == "quiet"
     with pytest.raises(JobUnknown):
         ledger.settle(99, 1, 0.0)
+
+
+def test_a_judged_series_is_left_alone_until_its_time_or_the_next_slice(ledger: Ledger) -> None:
+    job_id = received(ledger, 2)
+    ledger.wait_on(job_id, 2, 1000.0, "a gap", 131.0)
+    assert ledger.receiving(999.0, 999.0) == []
+    assert [job.id for job in ledger.receiving(1000.0, 1000.0)] == [job_id]
+    assert ledger.events(job_id)[-1].note == "a gap"
+    ledger.record_instance(slice_(ledger, 2), 140.0)
+    assert [job.id for job in ledger.receiving(170.0, 170.0)] == [job_id]
+    ledger.wait_on(job_id, 2, 1000.0, "judged before the third came", 171.0)
+    assert [job.id for job in ledger.receiving(172.0, 172.0)] == [job_id]
 
 
 # moving

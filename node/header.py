@@ -1,0 +1,192 @@
+"""The few elements of a received data set that decide where it goes, without parsing the rest.
+
+What arrives is hostile until shown otherwise: lengths that lie, sequences nested without end, a deflated
+megabyte that unpacks to gigabytes. So the data set is walked flat, element by element, within bounds; only
+the wanted elements are copied out, and only that excerpt is parsed.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Final, NamedTuple
+
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset
+
+from node import tags
+from node.errors import NodeError
+from node.loopguard import MARK_TAGS
+from node.uids import is_plausible_uid
+
+UID_KEYWORDS: Final = {
+    0x00080016: "SOPClassUID",
+    0x00080018: "SOPInstanceUID",
+    0x0020000D: "StudyInstanceUID",
+    0x0020000E: "SeriesInstanceUID",
+}
+WANTED: Final = frozenset({*UID_KEYWORDS, *MARK_TAGS})
+CREATORS: Final = range(0x00710010, 0x00710100)
+"""Private creators of group 0071, ours among them."""
+
+BEYOND: Final = 0x00720000
+"""Nothing from this tag on is looked at."""
+
+MAX_WANTED_BYTES: Final = 256 * 1024
+"""Longest value of an element that is copied out."""
+MAX_DEPTH: Final = 32
+"""Deepest nesting of sequences of undefined length that is walked."""
+MAX_INFLATED_BYTES: Final = 8 * 1024 * 1024
+"""How much of a deflated data set is unpacked to look at its header."""
+
+UNDEFINED: Final = 0xFFFFFFFF
+ITEM: Final = 0xFFFEE000
+ITEM_END: Final = 0xFFFEE00D
+SEQUENCE_END: Final = 0xFFFEE0DD
+
+LONG_VRS: Final = frozenset(
+    (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+)
+"""Value representations with a length of 32 bits in Explicit VR (PS3.5 7.1.2)."""
+
+
+class HeaderRefused(NodeError):
+    """The data set's header cannot be read, or lacks what every instance has; names no value of it."""
+
+
+class Encoding:
+    """How elements are written (PS3.5 7.1, 7.3), with the readers of their heads."""
+
+    __slots__ = ("is_implicit", "is_little_endian", "length", "long_head", "short_head")
+
+    def __init__(self, *, is_implicit: bool, is_little_endian: bool) -> None:
+        order = "<" if is_little_endian else ">"
+        self.is_implicit = is_implicit
+        self.is_little_endian = is_little_endian
+        self.short_head = struct.Struct(f"{order}HH2sH").unpack_from
+        self.long_head = struct.Struct(f"{order}HHL").unpack_from
+        self.length = struct.Struct(f"{order}L").unpack_from
+
+
+EXPLICIT_LITTLE: Final = Encoding(is_implicit=False, is_little_endian=True)
+IMPLICIT_LITTLE: Final = Encoding(is_implicit=True, is_little_endian=True)
+ENCODINGS: Final = {
+    "1.2.840.10008.1.2": IMPLICIT_LITTLE,
+    "1.2.840.10008.1.2.2": Encoding(is_implicit=False, is_little_endian=False),
+}
+"""Transfer syntaxes that are not Explicit VR Little Endian around their pixels (PS3.5 A)."""
+
+DEFLATED: Final = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})
+"""Transfer syntaxes whose data set is one deflated stream (PS3.5 A.5, A.7, A.10)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Who an instance is. The UIDs are safe as file names; ``marks`` is what the loop guard reads."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_instance_uid: str
+    series_instance_uid: str
+    marks: Dataset
+
+
+def read_header(data: memoryview, transfer_syntax_uid: str) -> Header:
+    """The header of an encoded data set (no preamble, no file meta); raises HeaderRefused."""
+    encoding = ENCODINGS.get(transfer_syntax_uid, EXPLICIT_LITTLE)
+    try:
+        if transfer_syntax_uid in DEFLATED:
+            data = memoryview(zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, MAX_INFLATED_BYTES))
+        excerpt = b"".join(_excerpt(data, encoding))
+        marks = read_dataset(BytesIO(excerpt), encoding.is_implicit, encoding.is_little_endian)
+        uids = {keyword: tags.text(marks, keyword).rstrip("\x00") for keyword in UID_KEYWORDS.values()}
+    except tags.PARSE_ERRORS as error:
+        raise HeaderRefused("the header cannot be parsed") from error
+    for keyword, uid in uids.items():
+        if not is_plausible_uid(uid):
+            raise HeaderRefused(f"{keyword} is missing or no UID")
+    return Header(
+        sop_class_uid=uids["SOPClassUID"],
+        sop_instance_uid=uids["SOPInstanceUID"],
+        study_instance_uid=uids["StudyInstanceUID"],
+        series_instance_uid=uids["SeriesInstanceUID"],
+        marks=marks,
+    )
+
+
+class Element(NamedTuple):
+    """Where an element lies: it begins at ``start``, its value at ``value``; ``length`` may be UNDEFINED."""
+
+    tag: int
+    is_unknown: bool
+    start: int
+    value: int
+    length: int
+
+
+def _excerpt(data: memoryview, encoding: Encoding) -> Iterator[memoryview]:
+    """The wanted top-level elements, as they are encoded."""
+    at = 0
+    while at + 8 <= len(data):
+        element = _element_at(data, at, encoding)
+        if element.tag >= BEYOND:
+            return
+        at = _end_of(data, element, encoding)
+        if element.tag in WANTED or element.tag in CREATORS:
+            if at - element.value > MAX_WANTED_BYTES:
+                raise HeaderRefused("an element of the header is too long")
+            yield data[element.start : at]
+
+
+def _element_at(data: memoryview, at: int, encoding: Encoding) -> Element:
+    """The element that begins at ``at``; raises struct.error where the data ends within its head."""
+    group, number, vr, length = encoding.short_head(data, at)
+    if encoding.is_implicit or group == 0xFFFE or not (vr.isalpha() and vr.isupper()):
+        group, number, length = encoding.long_head(data, at)
+    elif vr in LONG_VRS:
+        (length,) = encoding.length(data, at + 8)
+        return Element(group << 16 | number, vr == b"UN", at, at + 12, length)
+    return Element(group << 16 | number, False, at, at + 8, length)
+
+
+def _end_of(data: memoryview, element: Element, encoding: Encoding) -> int:
+    """Where the next element begins; raises HeaderRefused where the value reaches beyond the data."""
+    if element.length == UNDEFINED:
+        return _end_of_sequence(data, element, encoding)
+    end = element.value + element.length
+    if end > len(data):
+        raise HeaderRefused("an element is longer than the data set")
+    return end
+
+
+def _end_of_sequence(data: memoryview, element: Element, encoding: Encoding) -> int:
+    """The end of a value of undefined length, nested ones walked without recursion (PS3.5 7.5).
+
+    The content of an unknown (UN) value of undefined length is Implicit VR Little Endian (PS3.5 6.2.2).
+    """
+    open_: list[tuple[int, Encoding]] = [(SEQUENCE_END, _within(element, encoding))]
+    at = element.value
+    while open_:
+        closer, inner = open_[-1]
+        found = _element_at(data, at, inner)
+        at = found.value
+        if found.tag == closer:
+            open_.pop()
+        elif closer == SEQUENCE_END and found.tag != ITEM:
+            raise HeaderRefused("a sequence holds something that is no item")
+        elif found.length != UNDEFINED:
+            at = _end_of(data, found, inner)
+        elif closer == SEQUENCE_END:
+            open_.append((ITEM_END, inner))
+        else:
+            open_.append((SEQUENCE_END, _within(found, inner)))
+        if len(open_) > 2 * MAX_DEPTH:
+            raise HeaderRefused("sequences are nested too deep")
+    return at
+
+
+def _within(element: Element, encoding: Encoding) -> Encoding:
+    return IMPLICIT_LITTLE if element.is_unknown else encoding

@@ -1,0 +1,212 @@
+"""One received instance, from its last byte to the answer: the answer is success only once it is safe.
+
+Bytes are kept as they came: a preamble and file meta information are put before them, nothing is decoded or
+encoded again. What cannot be kept is refused with the status the standard has for it, and a reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import structlog
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import UID
+from pynetdicom.dsutils import encode_file_meta
+
+from node.errors import NodeError
+from node.header import Header, HeaderRefused, read_header
+from node.ledger import Ledger, LedgerUnusable, ReceivedInstance
+from node.loopguard import is_own
+from node.spool import NameRefused, Placed, Spool, SpoolFull, inbox_name
+from node.uids import IMPLEMENTATION_CLASS_UID
+
+log = structlog.get_logger(__name__)
+
+SUCCESS: Final = 0x0000
+OUT_OF_RESOURCES: Final = 0xA700
+NOT_THE_CLASS: Final = 0xA900
+CANNOT_UNDERSTAND: Final = 0xC000
+UNFORESEEN: Final = 0xC211
+
+STATUSES: Final[dict[int, tuple[str, str]]] = {
+    SUCCESS: ("PS3.7 C.1.1", "stored, or a repeat, or our own object dropped"),
+    OUT_OF_RESOURCES: ("PS3.4 B.2.3", "refused: no room, or the disk failed; sending again later may help"),
+    NOT_THE_CLASS: ("PS3.4 B.2.3", "the data set is not of the SOP class or instance that was announced"),
+    CANNOT_UNDERSTAND: ("PS3.4 B.2.3", "the header cannot be read, or a UID is missing or unusable"),
+    UNFORESEEN: ("PS3.4 B.2.3", "an error nobody foresaw; nothing was promised"),
+}
+"""Every status a C-STORE is answered with: the section that defines it and what it means here."""
+
+COMMENT_LENGTH: Final = 64
+"""Characters of an Error Comment (0000,0902), VR LO (PS3.5 6.2)."""
+
+PREAMBLE: Final = bytes(128) + b"DICM"
+"""PS3.10 7.1."""
+
+
+class InstanceTooLarge(NodeError):
+    """Longer than this node keeps."""
+
+
+class NotAsAnnounced(NodeError):
+    """The C-STORE request names another SOP class or instance than the data set (PS3.4 B.2.3)."""
+
+
+ANSWERS: Final[dict[type[Exception], int]] = {
+    SpoolFull: OUT_OF_RESOURCES,
+    InstanceTooLarge: OUT_OF_RESOURCES,
+    LedgerUnusable: OUT_OF_RESOURCES,
+    OSError: OUT_OF_RESOURCES,
+    sqlite3.OperationalError: OUT_OF_RESOURCES,
+    NotAsAnnounced: NOT_THE_CLASS,
+    HeaderRefused: CANNOT_UNDERSTAND,
+    NameRefused: CANNOT_UNDERSTAND,
+}
+"""From what was raised to the answer; what no row names, nor the row of a base class, is UNFORESEEN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A C-STORE request and its data set, still in memory and not yet believed."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    calling_ae: str
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A status, and a comment of at most 64 characters where it is no success."""
+
+    status: int
+    comment: str = ""
+
+
+class Receiver:
+    """Takes instances into ``spool`` and ``ledger``; any number of threads may call it at once."""
+
+    def __init__(
+        self, spool: Spool, ledger: Ledger, max_instance_bytes: int, clock: Callable[[], float]
+    ) -> None:
+        self._spool = spool
+        self._ledger = ledger
+        self._max_instance_bytes = max_instance_bytes
+        self._clock = clock
+
+    def take(self, arrival: Arrival) -> Answer:
+        """Keep the instance and say so, or say why not; never raises.
+
+        Success means one of: the file and its ledger row are on the disk; exactly these bytes already were;
+        the object is marked synthetic, so it is counted and dropped; another object came first under this SOP
+        Instance UID, so this one is on the disk in quarantine.
+        """
+        try:
+            self._take(arrival)
+        except Exception as error:  # the border: whatever it was, the sender must hear that we do not have it
+            return _answer(error)
+        return Answer(SUCCESS)
+
+    def _take(self, arrival: Arrival) -> None:
+        if arrival.data.nbytes > self._max_instance_bytes:
+            raise InstanceTooLarge(f"an instance has at most {self._max_instance_bytes} bytes here")
+        header = read_header(arrival.data, arrival.transfer_syntax_uid)
+        _check_announced(arrival, header)
+        if self._is_own(header):
+            self._ledger.count("own_dropped")
+            log.info("synthetic instance dropped")
+            return
+        self._keep(arrival, header)
+
+    def _is_own(self, header: Header) -> bool:
+        return is_own(header.marks) is not None or self._ledger.is_own_series(header.series_instance_uid)
+
+    def _keep(self, arrival: Arrival, header: Header) -> None:
+        chunks = (file_head(arrival), arrival.data)
+        sha256 = _sha256(chunks)
+        uids = (header.series_instance_uid, header.sop_instance_uid)
+        if self._ledger.record_repeat(*uids, sha256, self._clock()) is not None:
+            self._ledger.count("repeats")
+            return
+        self._spool.require_room(arrival.data.nbytes)
+        placed = self._spool.place(chunks, inbox_name(*uids, sha256), sha256)
+        recorded = self._ledger.record_instance(_received(arrival, header, placed), self._clock())
+        if recorded.conflict:
+            self._set_aside(placed, recorded.job_id)
+        if recorded.superseded_job_id is not None:
+            log.info("late slice", job=recorded.job_id, supersedes=recorded.superseded_job_id)
+
+    def _set_aside(self, placed: Placed, job_id: int) -> None:
+        self._spool.quarantine(placed, PurePosixPath(*placed.path.parts[-2:]))
+        self._ledger.count("quarantined")
+        log.warning("other bytes under a known UID: the first stay, these are in quarantine", job=job_id)
+
+
+def file_head(arrival: Arrival) -> bytes:
+    """Preamble, prefix and file meta information (PS3.10 7.1) for the data set as it came.
+
+    Without Implementation Version Name and Source AE Title, which are optional: the same instance makes the
+    same file whoever sends it and whichever version of this node receives it.
+    """
+    return _file_head(arrival.sop_class_uid, arrival.sop_instance_uid, arrival.transfer_syntax_uid)
+
+
+@lru_cache(maxsize=8)
+def _file_head(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
+    meta = FileMetaDataset()
+    meta.FileMetaInformationGroupLength = 0
+    meta.FileMetaInformationVersion = b"\x00\x01"
+    meta.MediaStorageSOPClassUID = UID(sop_class_uid)
+    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
+    meta.TransferSyntaxUID = UID(transfer_syntax_uid)
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
+    return PREAMBLE + encode_file_meta(meta)
+
+
+def _received(arrival: Arrival, header: Header, placed: Placed) -> ReceivedInstance:
+    return ReceivedInstance(
+        sop_instance_uid=header.sop_instance_uid,
+        sop_class_uid=header.sop_class_uid,
+        transfer_syntax_uid=arrival.transfer_syntax_uid,
+        series_instance_uid=header.series_instance_uid,
+        study_instance_uid=header.study_instance_uid,
+        calling_ae=arrival.calling_ae,
+        path=placed.path,
+        sha256=placed.sha256,
+        bytes=placed.bytes,
+    )
+
+
+def _check_announced(arrival: Arrival, header: Header) -> None:
+    if arrival.sop_class_uid != header.sop_class_uid:
+        raise NotAsAnnounced("the data set is of another SOP class than was announced")
+    if arrival.sop_instance_uid != header.sop_instance_uid:
+        raise NotAsAnnounced("the data set is another SOP instance than was announced")
+
+
+def _sha256(chunks: tuple[bytes, memoryview]) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _answer(error: Exception) -> Answer:
+    status = next((ANSWERS[base] for base in type(error).__mro__ if base in ANSWERS), UNFORESEEN)
+    comment = str(error) if isinstance(error, NodeError) else f"not stored: {type(error).__name__}"
+    log.warning("instance refused", status=f"0x{status:04X}", reason=comment, at=_place(error))
+    return Answer(status, comment[:COMMENT_LENGTH])
+
+
+def _place(error: Exception) -> str:
+    """Where it was raised; not the message, which may quote the data set."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
