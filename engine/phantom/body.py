@@ -6,9 +6,9 @@ are written for a typical adult and scaled by the patient's :class:`Build`.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -237,7 +237,7 @@ def _back_muscles(build: Build, rng: np.random.Generator) -> Union:
 def _mirrored(build: Build, course: tuple[Vec3, ...], radii: tuple[float, ...]) -> Iterator[Segment]:
     for side in (-1, 1):
         ends = [build.at(side * x, y, z) for x, y, z in course]
-        for (a, b), (r0, r1) in zip(itertools.pairwise(ends), itertools.pairwise(radii), strict=True):
+        for (a, b), (r0, r1) in zip(pairwise(ends), pairwise(radii), strict=True):
             yield Segment(a, b, r0, r1)
 
 
@@ -349,7 +349,7 @@ def _rib_parts(build: Build, enhancement: Enhancement, rng: np.random.Generator)
                 _rib_point(build, side, a, z * build.scale[2], drop) for a in np.linspace(14, reach_deg, 12)
             ]
             width = 5.4 - 0.5 * (number == 0)
-            segments += [Segment(a, b, width, width) for a, b in itertools.pairwise(course)]
+            segments += [Segment(a, b, width, width) for a, b in pairwise(course)]
     ribs = Tubes(tuple(segments))
     yield Part("bone", enhancement.of("bone"), ribs, (Within("skin", 4.0),), remember="ribs", moves=False)
     yield Part("marrow", enhancement.of("marrow"), within=(Within("ribs", 2.3),), moves=False)

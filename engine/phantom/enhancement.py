@@ -25,7 +25,7 @@ FATTY_LIVER_SHARE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Tissue:
-    """HU unenhanced (mean, SD over patients), rise at 35 s and 70 s, relative rise per unit of later timing."""
+    """HU unenhanced (mean, SD over patients), rise at 35 s and 70 s, relative rise per later timing."""
 
     ncct: float
     sd: float

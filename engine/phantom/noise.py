@@ -1,8 +1,8 @@
 """Scanner noise: band-pass grain as filtered back-projection leaves it, decided by seed and voxel position.
 
 White numbers are drawn in small blocks, each with its own seed, and passed through fixed separable kernels,
-so any box of the grid has the bits of the whole. In the plane the kernel is a difference of Gaussians (the power
-spectrum rises from near zero, peaks and falls); along z neighbours share some noise.
+so any box of the grid has the bits of the whole. In the plane the kernel is a difference of Gaussians (the
+power spectrum rises from near zero, peaks and falls); along z neighbours share some noise.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from engine.phantom.enhancement import PHASES, Enhancement
 from engine.phantom.parts import Part, Texture, Within
 from engine.phantom.shapes import (
     Ellipsoid,
+    Float64,
     HalfSpace,
     Segment,
     Tubes,
@@ -55,22 +56,18 @@ def _jittered(rng: np.random.Generator, position: Vec3, sd_mm: float) -> Vec3:
 def tube(course: Sequence[Vec3], radii: Sequence[float]) -> tuple[Segment, ...]:
     """Pieces along a smooth curve through ``course`` with radii between ``radii``."""
     nodes = np.column_stack([np.asarray(course, float), np.asarray(radii, float)])
-    fine = _catmull_rom(nodes)
-    ends = [((float(x), float(y), float(z)), float(r)) for x, y, z, r in fine]
-    return tuple(Segment(a, b, r0, r1) for (a, r0), (b, r1) in itertools.pairwise(ends))
+    ends = [((x, y, z), r) for x, y, z, r in _catmull_rom(nodes).tolist()]
+    return tuple(Segment(a, b, r0, r1) for (a, r0), (b, r1) in pairwise(ends))
 
 
-def _catmull_rom(
-    nodes: np.ndarray[tuple[int, int], np.dtype[np.float64]], steps: int = 4
-) -> list[list[float]]:
-    padded = np.vstack([2 * nodes[0] - nodes[1], nodes, 2 * nodes[-1] - nodes[-2]])
-    result: list[list[float]] = [list(nodes[0])]
-    for p0, p1, p2, p3 in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
-        for t in np.arange(1, steps + 1) / steps:
-            value = p1 + t * (p2 - p0) / 2 + t**2 * (p0 - 2.5 * p1 + 2 * p2 - p3 / 2)
-            value += t**3 * (-p0 / 2 + 1.5 * p1 - 1.5 * p2 + p3 / 2)
-            result.append(list(value))
-    return result
+def _catmull_rom(nodes: Float64, steps: int = 4) -> Float64:
+    """The nodes with ``steps`` − 1 points between each two, on the Catmull–Rom spline through all of them."""
+    padded = np.vstack([2 * nodes[0] - nodes[1], nodes, 2 * nodes[-1] - nodes[-2]])[:, None, :]
+    p0, p1, p2, p3 = (padded[i : i + len(nodes) - 1] for i in range(4))
+    t = (np.arange(1, steps + 1) / steps)[:, None]
+    fine = p1 + t * (p2 - p0) / 2 + t**2 * (p0 - 2.5 * p1 + 2 * p2 - p3 / 2)
+    fine = fine + t**3 * (-p0 / 2 + 1.5 * p1 - 1.5 * p2 + p3 / 2)
+    return np.vstack([nodes[:1], fine.reshape(-1, nodes.shape[1])])
 
 
 def liver_parts(layout: Layout, enhancement: Enhancement, rng: np.random.Generator) -> Iterator[Part]:

@@ -1,8 +1,8 @@
 """Implicit shapes in patient millimetres: a signed distance, negative inside, evaluated on a window.
 
 Positions here are (x, y, z) in LPS: +x left, +y posterior, +z head; arrays are (slice, row, column),
-that is (z, y, x). Every value depends on the voxel's own position only (no sums over arrays, no matrix products), so a window of
-the grid holds the same bits as the same voxels of the whole grid.
+that is (z, y, x). Every value depends on the voxel's own position only (no sums over arrays, no matrix
+products), so a window of the grid holds the same bits as the same voxels of the whole grid.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import numpy as np
 from engine.phantom.enhancement import PHASES, Enhancement
 from engine.phantom.organs import Layout, tube
 from engine.phantom.parts import Part, Within
-from engine.phantom.shapes import HalfSpace, Segment, Tubes
+from engine.phantom.shapes import Float64, HalfSpace, Segment, Tubes
 from engine.volume import Vec3
 
 SPLIT = 5  # generations of a tree
@@ -175,7 +175,7 @@ def _between(a: Vec3, b: Vec3, share: float) -> Vec3:
 def _grow(
     rng: np.random.Generator,
     start: Sequence[float],
-    aim: Sequence[float] | np.ndarray,
+    aim: Sequence[float] | Float64,
     length: float,
     radius: float,
     left: int,
@@ -190,7 +190,7 @@ def _grow(
         segments.append(Segment(_position(here), _position(there), r0, r1))
         here = there
     if left > 1 and thin * 0.8 > THINNEST_MM:
-        side = np.cross(direction, rng.normal(0, 1, 3))
+        side = _across(direction, rng.normal(0, 1, 3))
         side /= np.linalg.norm(side) + 1e-9
         for sign, spread, share in ((1, 0.45, 0.84), (-1, 0.75, 0.7)):
             turned = direction + sign * spread * side
@@ -198,6 +198,10 @@ def _grow(
     return segments
 
 
-def _position(values: np.ndarray) -> Vec3:
-    x, y, z = (float(value) for value in values)
+def _across(a: Float64, b: Float64) -> Float64:
+    return a[[1, 2, 0]] * b[[2, 0, 1]] - a[[2, 0, 1]] * b[[1, 2, 0]]
+
+
+def _position(values: Float64) -> Vec3:
+    x, y, z = values.tolist()
     return (x, y, z)
