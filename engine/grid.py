@@ -12,19 +12,11 @@ from math import ceil, floor
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 - its usual name
-from numpy.typing import NDArray
 
-from engine.errors import VolumeUnsupported
-from engine.volume import Float32, Geometry, Shape3, Vec3, Volume
+from engine.volume import Float32, Geometry, Shape3, Vec3
 
 Box = tuple[slice, slice, slice]
 
-BODY_HU = -300.0
-"""Between air or foam and the skin."""
-COARSE_MM = 4.0
-"""Grid on which the body is looked for."""
-MARGIN_MM = 10.0
-"""Air kept around the body."""
 SAME_SPACING = 0.01
 """Spacings relatively this near each other are taken as one: voxels are copied, not interpolated."""
 FWHM_PER_SIGMA = 2.355
@@ -55,26 +47,6 @@ class Grid:
 def whole(geometry: Geometry) -> Box:
     """The box that is all of the volume."""
     slices, rows, columns = (slice(0, n) for n in geometry.shape)
-    return (slices, rows, columns)
-
-
-def body_box(volume: Volume) -> Box:
-    """The source voxels around the patient: the largest thing denser than :data:`BODY_HU`, not table or air.
-
-    VolumeUnsupported where there is nothing that dense.
-    """
-    spacing = volume.geometry.spacing_mm
-    steps = tuple(max(1, int(COARSE_MM / s)) for s in spacing)
-    labels = _components(volume.hu[:: steps[0], :: steps[1], :: steps[2]], steps, spacing)
-    found = [np.flatnonzero(labels.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    if not found[0].size:
-        raise VolumeUnsupported(
-            f"nothing in the volume is denser than {BODY_HU:g} HU: there is no body in it"
-        )
-    slices, rows, columns = (
-        _widen(indices, step, s, n)
-        for indices, step, s, n in zip(found, steps, spacing, volume.geometry.shape, strict=True)
-    )
     return (slices, rows, columns)
 
 
@@ -160,24 +132,6 @@ def _resample(image: sitk.Image, shape: Shape3, spacing_mm: Vec3, first_slice: i
 def _first_voxel_mm(spacing_mm: Vec3, first_slice: int) -> Vec3:
     """(x, y, z) of the first voxel's centre."""
     return (spacing_mm[2] / 2, spacing_mm[1] / 2, (first_slice + 0.5) * spacing_mm[0])
-
-
-def _components(coarse: Float32, steps: tuple[int, ...], spacing_mm: Vec3) -> NDArray[np.bool_]:
-    """The largest dense component of a thinned-out volume, opened by a voxel so that the table falls off."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(coarse))
-    image.SetSpacing([s * step for s, step in zip(spacing_mm, steps, strict=True)][::-1])
-    smooth = sitk.DiscreteGaussian(image, COARSE_MM**2 / 4)
-    dense = sitk.BinaryMorphologicalOpening(smooth > BODY_HU, [1, 1, 0])
-    labels = sitk.RelabelComponent(sitk.ConnectedComponent(dense), sortByObjectSize=True)
-    largest: NDArray[np.bool_] = sitk.GetArrayFromImage(labels) == 1
-    return largest
-
-
-def _widen(indices: NDArray[np.intp], step: int, spacing_mm: float, count: int) -> slice:
-    """Coarse indices → a range of source voxels with the margin around it, inside the volume."""
-    margin = ceil(MARGIN_MM / spacing_mm)
-    start = max(0, int(indices[0]) * step - margin)
-    return slice(start, min(count, (int(indices[-1]) + 1) * step + margin))
 
 
 def _three(values: tuple[float, ...]) -> Vec3:

@@ -16,10 +16,11 @@ from pydantic import Field
 
 from config.base import Frozen
 from engine import compose
+from engine.body import Body, body_weight, find_body
 from engine.bundle import Bundle, Manifest, read_bundle
 from engine.errors import BundleInvalid, SynthesisFailed, VolumeUnsupported
 from engine.families import FAMILIES
-from engine.grid import SLAB, Grid, body_box, model_grid, to_model, to_source
+from engine.grid import SLAB, Grid, model_grid, to_model, to_source
 from engine.noise import NoiseField
 from engine.session import Graph, SessionPolicy, open_graphs
 from engine.synthesis import Finding, Synthesis
@@ -73,7 +74,8 @@ class Engine:
         check_volume(volume, manifest, self.limits)
         seconds: dict[str, float] = {}
         with _timed(seconds, "prepare"):
-            grid = model_grid(volume.geometry, body_box(volume), manifest.spacing_mm)
+            body = find_body(volume)
+            grid = model_grid(volume.geometry, body.box, manifest.spacing_mm)
             check_model_grid(grid.model, self.limits)
             x = to_model(volume.hu, grid)
             np.clip(x, *manifest.window_hu, out=x)
@@ -83,6 +85,7 @@ class Engine:
             residual = np.subtract(guide, x, out=x)
             compose.detail_residual(residual, guide, manifest.composition.detail, grid.model.spacing_mm)
             del guide
+            _keep_to_body(residual, body, grid)
             hu = _compose(volume.hu, residual, grid, manifest)
         progress(1.0)
         return self._synthesis(volume.with_array(hu), seed, seconds, grid)
@@ -207,6 +210,13 @@ def _fits(found: tuple[int | str | None, ...], wanted: tuple[int, ...]) -> bool:
     return len(found) == len(wanted) and all(
         f == w for f, w in zip(found, wanted, strict=True) if isinstance(f, int)
     )
+
+
+def _keep_to_body(residual: Float32, body: Body, grid: Grid) -> None:
+    """Table, clothes and air beside the patient get no residual: written over ``residual``."""
+    for start in range(0, len(residual), SLAB):
+        stop = min(start + SLAB, len(residual))
+        residual[start:stop] *= body_weight(body, grid, start, stop)
 
 
 def _compose(source: Float32, residual: Float32, grid: Grid, manifest: Manifest) -> Float32:

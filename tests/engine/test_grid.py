@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import VolumeUnsupported
-from engine.grid import antialias_sigma_mm, body_box, model_grid, to_model, to_source, whole
-from engine.volume import Float32, Geometry, Vec3, Volume
+from engine.grid import antialias_sigma_mm, model_grid, to_model, to_source, whole
+from engine.volume import Float32, Geometry, Vec3
 
 TILTED = ((0.0, 0.6, 0.8), (0.0, 0.8, -0.6), (1.0, 0.0, 0.0))
 
@@ -27,12 +26,6 @@ def smooth_field(geometry: Geometry) -> Float32:
 
 def inner(array: Float32, n: int = 3) -> Float32:
     return array[n:-n, n:-n, n:-n]
-
-
-def body(geometry: Geometry, centre: Vec3, radius_mm: float, hu: float = 40.0) -> Float32:
-    """Air with a ball of tissue around an LPS point."""
-    distance = np.linalg.norm(positions(geometry) - np.array(centre), axis=-1)
-    return np.where(distance < radius_mm, hu, -1000).astype(np.float32)
 
 
 spacings = st.tuples(st.floats(0.8, 5), st.floats(0.6, 2), st.floats(0.6, 2))
@@ -112,21 +105,3 @@ def test_noise_keeps_its_mean_and_loses_variance_when_voxels_grow() -> None:
     there = to_model(noise, model_grid(geometry, whole(geometry), (3.0, 1.5, 1.5)))
     assert there.mean() == pytest.approx(40, abs=1)
     assert there.std() < 12
-
-
-def test_the_box_is_around_the_body_and_leaves_the_table_out() -> None:
-    geometry = Geometry((20, 120, 120), (3.0, 2.0, 2.0))
-    hu = body(geometry, (120.0, 100.0, 30.0), 60.0)
-    hu[:, 105:107, 10:110] = 100
-    slices, rows, columns = body_box(Volume(hu, geometry))
-    assert (slices.start, slices.stop) == (0, 20)
-    assert 14 <= rows.start <= 20
-    assert 80 <= rows.stop <= 88
-    assert 24 <= columns.start <= 30
-    assert 90 <= columns.stop <= 98
-
-
-def test_air_has_no_body() -> None:
-    geometry = Geometry((10, 20, 20), (3.0, 2.0, 2.0))
-    with pytest.raises(VolumeUnsupported, match="no body"):
-        body_box(Volume(np.full(geometry.shape, -1000, np.float32), geometry))
