@@ -35,6 +35,7 @@ from node.ledger.store import Store
 from node.states import State
 
 __all__ = [
+    "LEDGER_FILE",
     "Delivery",
     "Event",
     "Instance",
@@ -51,6 +52,9 @@ __all__ = [
     "StaleLease",
     "SynthesisRecord",
 ]
+
+LEDGER_FILE = "ledger.sqlite3"
+"""Name of the ledger in the data folder."""
 
 
 class Ledger:
