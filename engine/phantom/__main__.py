@@ -25,7 +25,7 @@ def _crop(seed: int, first_column: int) -> Phantom:
 
 
 def main() -> None:
-    """Print processor seconds for whole phantoms and for training crops, of new patients and of one patient."""
+    """Print processor seconds for whole phantoms and for training crops, of new patients and of one."""
     parser = argparse.ArgumentParser(prog="python -m engine.phantom", description=__doc__)
     parser.add_argument("--time", action="store_true", required=True, help="measure and print")
     parser.add_argument("--repeat", type=int, default=10, help="how often each is made")
