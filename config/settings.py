@@ -91,8 +91,8 @@ class ListenSettings(Frozen):
     """AE title of the node (1 to 16 characters). Associations called to another title are refused."""
     host: str = "127.0.0.1"
     """Address to listen on. 127.0.0.1 is this machine only; 0.0.0.0 is every interface."""
-    port: Port = 11112
-    """TCP port to listen on."""
+    port: int = Field(default=11112, ge=0, le=65535)
+    """TCP port to listen on; 0 takes a free one."""
     max_associations: int = Field(default=25, ge=1, le=1000)
     """Associations open at the same time; one more is refused."""
     max_pdu_bytes: int = Field(default=131_072, ge=4096, le=4_194_304)
@@ -179,8 +179,8 @@ class EngineSettings(Frozen):
     data_dir/models."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seed of the models' noise. The same input, model and seed give the same output."""
-    memory_bytes: int = Field(default=3 * GIB, ge=GIB // 4)
-    """Memory the engine may plan with for one volume, in bytes."""
+    memory_bytes: int = Field(default=0, ge=0)
+    """Most GPU memory the models may take, in bytes; 0 is no limit."""
 
 
 class WorkerSettings(Frozen):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from config.settings import StoreDestination
 from node import scu
@@ -29,7 +30,10 @@ def send(
     timeout_s: Timeout = 60.0,
     as_json: AsJson = False,
 ) -> None:
-    """Send a folder of DICOM files by C-STORE; exit 0 if the peer has every one."""
+    """Send a folder of DICOM files by C-STORE.
+
+    Exit 0 if the peer has every DICOM instance of the folder, 1 if not.
+    """
     paths = scu.dicom_files(folder)
     with progress_bar(f"to {called}", total=len(paths)) as progress:
         sent = scu.send(_peer(host, port, called, calling, timeout_s), paths, progress)
@@ -56,14 +60,18 @@ def echo(
 
 
 def _peer(host: str, port: int, called: str, calling: str, timeout_s: float) -> StoreDestination:
-    return StoreDestination(
-        name="peer",
-        host=host,
-        port=port,
-        ae_title=called,
-        calling_ae_title=calling,
-        connect_timeout_s=timeout_s,
-        acse_timeout_s=timeout_s,
-        dimse_timeout_s=timeout_s,
-        network_timeout_s=timeout_s,
-    )
+    try:
+        return StoreDestination(
+            name="peer",
+            host=host,
+            port=port,
+            ae_title=called,
+            calling_ae_title=calling,
+            connect_timeout_s=timeout_s,
+            acse_timeout_s=timeout_s,
+            dimse_timeout_s=timeout_s,
+            network_timeout_s=timeout_s,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise typer.BadParameter(f"{first['input']!r}: {first['msg']}") from None

@@ -21,7 +21,10 @@ def verify(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Say whether files were made by this product, and from what; exit 0 if all were, without a problem."""
+    """Say whether files were made by this product, and from what.
+
+    Exit 0 if every file was and none has a problem, 1 if not.
+    """
     verdicts = [judge(path) for given in files for path in dicom_files(given)]
     if as_json:
         show_rows([verdict.row() for verdict in verdicts])

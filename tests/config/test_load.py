@@ -89,7 +89,7 @@ def test_an_unknown_environment_section_is_refused() -> None:
     [
         ('[listen]\nport = "abc"', "listen.port", "write a whole number"),
         ("[listen]\nport = 70000", "listen.port", "write 65535 or less"),
-        ("[listen]\nport = 0", "listen.port", "write 1 or more"),
+        ("[listen]\nport = -1", "listen.port", "write 0 or more"),
         ("[listen]\nae_title = 5", "listen.ae_title", "write text in quotes"),
         ('[listen]\nae_title = "THIS IS FAR TOO LONG"', "listen.ae_title", "1 to 16 printable"),
         ('[listen]\nallow_addresses = ["10.0.0.0/99"]', "listen.allow_addresses[0]", "10.1.2.0/24"),
@@ -156,7 +156,7 @@ def test_an_absent_file_and_a_damaged_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_message_has_one_line_a_problem(tmp_path: Path) -> None:
-    error = refused(tmp_path, "[listen]\nport = 0\nmax_associations = 0\n")
+    error = refused(tmp_path, "[listen]\nport = -1\nmax_associations = 0\n")
     assert len(str(error).splitlines()) == 2
 
 
