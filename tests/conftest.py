@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
 from dataclasses import replace
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,9 +24,12 @@ from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 from pynetdicom.sop_class import Verification
 
 from config.intake import SeriesLimits
+from config.settings import Settings
 from engine.bundle import Manifest, digest_files, write_manifest
+from engine.phantom import PhantomOptions, make_phantom
 from engine.synthesis import Synthesis
 from engine.volume import Geometry
+from node.models import ModelStore
 from node.outputs import NodeIdentity, OutputContext, to_bytes
 from node.phantom_dicom import phantom_series
 from node.series import SourceSeries, read_series
@@ -265,3 +269,51 @@ def translator_bundle(tmp_path: Path) -> Callable[..., Path]:
         return write_translator(tmp_path / "bundles" / f"{phase}-{next(numbers)}", phase, **options)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def phantom_slices() -> list[Dataset]:
+    """A small non-contrast series: 12 slices of 64 by 64 voxels, 5 mm by 6 mm."""
+    options = PhantomOptions(shape=(12, 64, 64), spacing_mm=(5, 6, 6), noise_hu=5, phases=("ncct",))
+    return phantom_series(make_phantom(3, options))
+
+
+@pytest.fixture
+def new_series(phantom_slices: list[Dataset]) -> Callable[[int], list[Dataset]]:
+    """``new_series(n)``: the same slices as series n of study n, with UIDs of its own."""
+
+    def make(number: int) -> list[Dataset]:
+        series = [copy.deepcopy(ds) for ds in phantom_slices]
+        for ds in series:
+            ds.StudyInstanceUID = f"2.25.77.{number}"
+            ds.SeriesInstanceUID = f"2.25.77.{number}.1"
+            ds.SOPInstanceUID = f"2.25.77.{number}.1.{ds.InstanceNumber}"
+            ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+        return series
+
+    return make
+
+
+@pytest.fixture
+def quick_settings(tmp_path: Path, translator_bundle: Callable[..., Path]) -> Callable[..., Settings]:
+    """Settings of a node in a folder of its own that settles at once, with the quick bundles active."""
+
+    def make(**sections: Any) -> Settings:
+        base: dict[str, Any] = {
+            "listen": {"port": 0},
+            "storage": {"data_dir": tmp_path / "node", "min_free_bytes": 0},
+            "settle": {"quiet_s": 0.3, "max_wait_s": 600, "check_s": 0.1},
+            "intake": {"max_pixel_spacing_mm": 8},
+            "engine": {"provider": "cpu", "threads": 1},
+            "worker": {"lease_s": 20, "heartbeat_s": 1},
+            "retry": {"first_s": 0.2, "max_s": 1},
+        }
+        for name, section in sections.items():
+            base[name] = {**base.get(name, {}), **section} if isinstance(section, dict) else section
+        settings = Settings.model_validate(base)
+        models = ModelStore(settings)
+        for phase in ("arterial", "venous"):
+            models.activate(translator_bundle(phase))
+        return settings
+
+    return make
