@@ -164,7 +164,7 @@ def cpu_threads(policy: SessionPolicy) -> int:
 
 
 def session_options(provider: str, policy: SessionPolicy) -> ort.SessionOptions:
-    """One operator after the other, deterministic kernels, threads that sleep while another graph runs."""
+    """One operator after the other, deterministic kernels, threads that rest while another graph runs."""
     options = ort.SessionOptions()
     options.log_severity_level = LOG_ERRORS
     options.intra_op_num_threads = cpu_threads(policy)
@@ -172,7 +172,7 @@ def session_options(provider: str, policy: SessionPolicy) -> ort.SessionOptions:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.use_deterministic_compute = True
     options.enable_cpu_mem_arena = True  # one tile shape a session: the arena grows once and is used again
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     if policy.refuse_cpu_nodes and provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
