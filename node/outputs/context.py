@@ -6,9 +6,9 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from importlib.metadata import version
 
-from node.uids import IMPLEMENTATION_VERSION_NAME
-
+PRODUCT_VERSION = version("s2node")
 OFFSET = re.compile(r"(?P<sign>[+-])(?P<hours>[01][0-9])(?P<minutes>[0-5][0-9])")
 
 
@@ -23,7 +23,7 @@ class NodeIdentity:
     manufacturer: str = "S2NODE"
     model_name: str = "S2NODE"
     station_name: str = "S2NODE"
-    software_versions: tuple[str, ...] = (IMPLEMENTATION_VERSION_NAME,)
+    software_versions: tuple[str, ...] = (PRODUCT_VERSION,)
     serial_number: str = ""
 
     def __post_init__(self) -> None:

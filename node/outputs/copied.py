@@ -26,11 +26,15 @@ PATIENT: Final = (
     "TypeOfPatientID",
     "PatientBirthDate",
     "PatientBirthTime",
+    "PatientBirthDateInAlternativeCalendar",
+    "PatientAlternativeCalendar",
     "PatientSex",
     "OtherPatientIDs",
     "OtherPatientIDsSequence",
     "OtherPatientNames",
+    "QualityControlSubject",
     "EthnicGroup",
+    "EthnicGroupCodeSequence",
     "PatientComments",
     "PatientSpeciesDescription",
     "PatientSpeciesCodeSequence",
@@ -45,11 +49,14 @@ PATIENT: Final = (
     "DeidentificationMethodCodeSequence",
     "ClinicalTrialSponsorName",
     "ClinicalTrialProtocolID",
+    "IssuerOfClinicalTrialProtocolID",
     "ClinicalTrialProtocolName",
     "ClinicalTrialSiteID",
     "ClinicalTrialSiteName",
     "ClinicalTrialSubjectID",
     "ClinicalTrialSubjectReadingID",
+    "ClinicalTrialProtocolEthicsCommitteeName",
+    "ClinicalTrialProtocolEthicsCommitteeApprovalNumber",
 )
 """Patient and Clinical Trial Subject modules (PS3.3 C.7.1)."""
 
@@ -65,14 +72,19 @@ STUDY: Final = (
     "IssuerOfAccessionNumberSequence",
     "StudyDescription",
     "PhysiciansOfRecord",
+    "PhysiciansOfRecordIdentificationSequence",
     "NameOfPhysiciansReadingStudy",
+    "PhysiciansReadingStudyIdentificationSequence",
     "RequestingService",
+    "RequestingServiceCodeSequence",
     "ProcedureCodeSequence",
     "ReasonForPerformedProcedureCodeSequence",
     "AdmittingDiagnosesDescription",
+    "AdmittingDiagnosesCodeSequence",
     "PatientAge",
     "PatientSize",
     "PatientWeight",
+    "PatientBodyMassIndex",
     "PatientSexNeutered",
     "Occupation",
     "AdditionalPatientHistory",
@@ -82,12 +94,21 @@ STUDY: Final = (
     "SmokingStatus",
     "LastMenstrualDate",
     "PatientState",
+    "ReasonForVisit",
+    "ReasonForVisitCodeSequence",
     "AdmissionID",
+    "IssuerOfAdmissionIDSequence",
+    "ServiceEpisodeID",
+    "ServiceEpisodeDescription",
     "ClinicalTrialTimePointID",
     "ClinicalTrialTimePointDescription",
+    "LongitudinalTemporalOffsetFromEvent",
+    "LongitudinalTemporalEventType",
+    "ConsentForClinicalTrialUseSequence",
     "LongitudinalTemporalInformationModified",
 )
-"""General Study, Patient Study and Clinical Trial Study modules (PS3.3 C.7.2)."""
+"""General Study, Patient Study and Clinical Trial Study modules (PS3.3 C.7.2); references to retired study
+management objects stay behind."""
 
 SERIES: Final = ("PatientPosition", "RequestAttributesSequence", "ProtocolName")
 """What the new series shares with its source (PS3.3 C.7.3.1), besides the body part."""
@@ -174,8 +195,6 @@ def copy_identity(source: Dataset, target: Dataset) -> None:
     copy_body_part(source, target)
     if not tags.text(source, "FrameOfReferenceUID"):
         target.FrameOfReferenceUID = derive_uid("frame-of-reference", tags.text(source, "SeriesInstanceUID"))
-    if not tags.items(source, "RequestAttributesSequence"):
-        target.pop("RequestAttributesSequence", None)
 
 
 def copy_body_part(source: Dataset, target: Dataset) -> None:

@@ -15,7 +15,7 @@ from pydicom.filewriter import dcmwrite
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from node.tags import PARSE_ERRORS
+from node import tags
 from node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 STRING_VRS: Final = frozenset(
@@ -27,15 +27,16 @@ STRING_VRS: Final = frozenset(
 def copy_element(source: Dataset, target: Dataset, keyword: str) -> None:
     """Copy one element, byte for byte where it was not decoded yet; nothing where no readable one is.
 
-    Undecoded text keeps its bytes whatever its character set, even where no decoder could read it.
+    Undecoded text keeps its bytes whatever its character set, even where no decoder could read it. A sequence
+    without items is not copied: most may not be empty.
     """
     tag = Tag(keyword)
     element = source.get_item(tag) if tag in source else None
     vr = dictionary_VR(tag)
     if isinstance(element, RawDataElement) and vr in STRING_VRS:
         target[tag] = _raw_copy(element, tag, vr)
-    elif element is not None:
-        with suppress(*PARSE_ERRORS):
+    elif element is not None and (vr != "SQ" or tags.items(source, keyword)):
+        with suppress(*tags.PARSE_ERRORS):
             target[tag] = deepcopy(source[tag])
 
 
