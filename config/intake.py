@@ -37,7 +37,7 @@ class SeriesLimits(Frozen):
     position_tolerance_share: float = Field(default=0.01, ge=0, le=0.25)
     """The same as a share of the slice spacing; the larger of the two counts."""
     max_shear: float = Field(default=0.01, ge=0, le=0.2)
-    """Tangent of the gantry tilt (sideways shift of a slice over its distance from the first): 0.01 is 0.6°."""
+    """Tangent of the gantry tilt (sideways shift of a slice over its distance from the first); 0.01: 0.6°."""
     orientation_tolerance: float = Field(default=1e-3, ge=0, le=0.1)
     """How much a direction cosine may differ between the slices of a series."""
     spacing_tolerance_share: float = Field(default=1e-3, ge=0, le=0.1)
@@ -74,7 +74,15 @@ class IntakeSettings(Frozen):
         "ANKLE",
         "WRIST",
     )
-    """BodyPartExamined values that are refused (BODY-PART); the tag is often missing or wrong, others pass."""
+    """BodyPartExamined values that are refused (BODY-PART); the tag is often missing or wrong."""
+    max_enhanced_share: float = Field(default=0.02, gt=0, le=1)
+    """Largest share of soft tissue above 80 HU (smoothed, away from bone) that is taken for unenhanced
+    (HAS-CONTRAST); docs/intake.md holds what was measured."""
+    max_vessel_mm2: float = Field(default=40.0, gt=0)
+    """Largest mean area in mm² above 130 HU in front of the spine, where aorta and vena cava run
+    (HAS-CONTRAST)."""
+    min_soft_tissue_ml: float = Field(default=100.0, ge=0)
+    """With less soft tissue than this, in ml, a series passes with a finding: contrast cannot be judged."""
     limits: SeriesLimits = SeriesLimits()
     """Sizes and tolerances of reading."""
 

@@ -86,9 +86,14 @@ class _Slice:
     frame: int | None
 
 
-def read_series(paths: Sequence[Path], limits: SeriesLimits) -> SourceSeries:
-    """Read the files of one series; raises SeriesRejected with a stable code."""
-    headers = read_headers(paths, limits)
+def read_series(
+    paths: Sequence[Path], limits: SeriesLimits, headers: Sequence[Dataset] | None = None
+) -> SourceSeries:
+    """Read the files of one series; raises SeriesRejected with a stable code.
+
+    ``headers`` are those of ``paths`` where :func:`read_headers` has read them already.
+    """
+    headers = read_headers(paths, limits) if headers is None else headers
     _check_one_subject(headers)
     slices = _slices_of(headers, limits)
     order, geometry = _arrange([one.header for one in slices], limits)

@@ -1,0 +1,106 @@
+"""Files of one series in, finished datasets out: the one place used by the worker and by `translate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+
+from config.intake import IntakeSettings
+from config.settings import Settings
+from engine.pipeline import Engine
+from engine.synthesis import Synthesis
+from node.intake import examine_headers, examine_series
+from node.outputs import OUTPUTS, NodeIdentity, OutputContext
+from node.series import SourceSeries, read_headers, read_series
+from node.uids import derive_uid
+
+Progress = Callable[[float], None]
+
+READ_SHARE = 0.05
+"""Part of the progress bar that belongs to reading; the models have the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSet:
+    """Every instance of one output series."""
+
+    phase: str
+    kind: str
+    series_instance_uid: str
+    datasets: tuple[Dataset, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A source series, its syntheses, and what they became."""
+
+    series: SourceSeries
+    syntheses: tuple[Synthesis, ...]
+    datasets: tuple[OutputSet, ...]
+
+
+def build(
+    paths: Sequence[Path],
+    *,
+    engines: Mapping[str, Engine],
+    context: OutputContext,
+    rules: IntakeSettings,
+    progress: Progress = lambda fraction: None,
+    kinds: Sequence[str] = ("ct_series",),
+    seed: int = 0,
+) -> Built:
+    """Read, examine, synthesize every phase and make every kind of output of it.
+
+    Pure but for reading ``paths``: equal arguments give datasets of equal bytes. ``progress`` is told
+    fractions from 0 to 1. Raises SeriesRejected, or what the engine raises.
+    """
+    series = read_examined(paths, rules)
+    progress(READ_SHARE)
+    share = (1 - READ_SHARE) / max(1, len(engines))
+    syntheses: list[Synthesis] = []
+    for number, engine in enumerate(engines.values()):
+        part = _part_of(progress, READ_SHARE + number * share, share)
+        syntheses.append(engine.synthesize(series.volume, seed=seed, progress=part))
+    sets = [_outputs_of(series, synthesis, context, kind) for synthesis in syntheses for kind in kinds]
+    progress(1.0)
+    return Built(series, tuple(syntheses), tuple(sets))
+
+
+def read_examined(paths: Sequence[Path], rules: IntakeSettings) -> SourceSeries:
+    """The series of ``paths`` if the node may translate it; raises SeriesRejected with a stable code."""
+    headers = read_headers(paths, rules.limits)
+    examine_headers(headers, rules)
+    series = read_series(paths, rules.limits, headers)
+    return replace(series, findings=(*series.findings, *examine_series(series, rules)))
+
+
+def context_of(settings: Settings, *, generation: int, created: datetime) -> OutputContext:
+    """What outputs say about the node and the job; ``created`` is the job record's time."""
+    outputs = settings.outputs
+    device_uid = outputs.device_uid or derive_uid("device", settings.listen.ae_title, outputs.station_name)
+    return OutputContext(
+        node=NodeIdentity(
+            device_uid=device_uid,
+            manufacturer=outputs.manufacturer,
+            model_name=outputs.model_name,
+            station_name=outputs.station_name,
+        ),
+        config_digest=settings.digest(),
+        generation=generation,
+        created=created,
+        series_number_factor=outputs.series_number_factor,
+        description_prefix=outputs.description_prefix,
+    )
+
+
+def _outputs_of(series: SourceSeries, synthesis: Synthesis, context: OutputContext, kind: str) -> OutputSet:
+    datasets = tuple(OUTPUTS[kind](series, synthesis, context))
+    return OutputSet(synthesis.phase, kind, str(datasets[0].SeriesInstanceUID), datasets)
+
+
+def _part_of(progress: Progress, start: float, share: float) -> Progress:
+    return lambda fraction: progress(start + share * fraction)
