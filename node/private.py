@@ -38,7 +38,7 @@ DICTIONARY: Final[dict[int, tuple[str, str]]] = {
     CONFIG_DIGEST: ("LO", "Configuration SHA-256"),
     NODE_DEVICE_UID: ("UI", "Node Device UID"),
     GENERATION: ("IS", "Generation of the Source Series"),
-    SEED: ("IS", "Noise Seed"),
+    SEED: ("LO", "Noise Seed"),
 }
 """Element offset to (VR, name); every element has value multiplicity 1."""
 

@@ -191,6 +191,9 @@ def copy_identity(source: Dataset, target: Dataset) -> None:
     A source without a frame of reference gets one derived from its series UID: all its outputs share it.
     """
     copy_elements(source, target, CHARACTER_SET + PATIENT + STUDY + SERIES + FRAME_OF_REFERENCE)
+    for keyword in CHARACTER_SET:
+        if not tags.text(source, keyword):
+            target.pop(keyword, None)
     fill_empty(target, TYPE_2)
     copy_body_part(source, target)
     if not tags.text(source, "FrameOfReferenceUID"):
