@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
+import resource
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from engine.bench_memory import measure_memory
+from engine import bench_memory
+from engine.bench_memory import main, measure_memory
 from engine.bundle import Bundle
 
 MakeBundle = Callable[..., Bundle]
@@ -17,6 +21,20 @@ def test_the_measure_sees_the_source_the_result_and_little_else(make_bundle: Mak
     assert 2 * memory.source_bytes < memory.peak_bytes < 700e6
     assert set(memory.stages) == {"prepare", "model", "compose"}
     assert sum(memory.stages.values()) <= memory.seconds
+
+
+def test_the_command_prints_the_measure_as_json(
+    make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(make_bundle().folder), "16", "40", "40", "3.0", "1.5", "1.5", "1"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["source_bytes"] == 16 * 40 * 40 * 4
+    assert printed["peak_bytes"] > 50e6
+
+
+def test_without_proc_the_peak_is_what_getrusage_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_memory, "PROC_STATUS", Path("/nowhere"))
+    assert bench_memory.peak_bytes() <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @pytest.mark.slow

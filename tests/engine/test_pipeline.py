@@ -9,7 +9,7 @@ import pytest
 
 from engine.bundle import Bundle
 from engine.errors import BundleInvalid, SynthesisFailed, VolumeUnsupported
-from engine.pipeline import Engine, VolumeLimits, open_engine
+from engine.pipeline import Engine, VolumeLimits, open_engine, plan_for
 from engine.session import SessionPolicy
 from engine.volume import Float32, Geometry, Volume
 
@@ -188,6 +188,29 @@ def test_graphs_of_another_tile_size_are_refused(make_bundle: MakeBundle) -> Non
 
 def replace_tile(bundle: Bundle, tile: tuple[int, int, int]) -> Bundle:
     return dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update={"tile": tile}))
+
+
+def test_tiles_of_nothing_but_air_never_reach_the_graphs(make_bundle: MakeBundle) -> None:
+    engine = Engine(make_bundle("translator"), CPU)
+    graph, seen = engine._graphs["translator"], []
+
+    def counting(x: Float32) -> Float32:
+        seen.append(x)
+        return graph(x=x)
+
+    engine._graphs = {"translator": counting}  # type: ignore[dict-item]
+    source = patient(Geometry((14, 120, 120), (3.0, 1.5, 1.5)))
+    engine.synthesize(source, seed=1)
+    plan = plan_for(engine.bundle.manifest, source.hu.shape)
+    assert 0 < len(seen) < plan.count
+    assert min(x.max() for x in seen) > -1
+
+
+def test_a_model_that_gives_another_shape_fails_the_synthesis(make_bundle: MakeBundle) -> None:
+    engine = Engine(make_bundle("translator"), CPU)
+    engine._graphs = {"translator": lambda x: x[..., 1:]}  # type: ignore[dict-item]
+    with pytest.raises(SynthesisFailed, match=r"\(8, 16, 15\) for one of \(8, 16, 16\)"):
+        engine.synthesize(patient(), seed=1)
 
 
 def test_an_engine_is_opened_from_a_folder(make_bundle: MakeBundle, tmp_path: Path) -> None:

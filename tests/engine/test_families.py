@@ -1,0 +1,63 @@
+"""What every family promises, run over every entry of the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from engine.bundle import GRAPHS, Bundle
+from engine.families import FAMILIES
+from engine.families.s2ldm import latent_start, parameters
+from engine.noise import NoiseField
+from engine.session import SessionPolicy, open_graphs
+
+MakeBundle = Callable[..., Bundle]
+
+NOISE = NoiseField(seed=3, plane=(8, 8))
+
+
+def test_bundles_and_families_know_the_same_names_and_graphs() -> None:
+    assert {name: family.inputs.keys() for name, family in FAMILIES.items()} == GRAPHS
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_tile_becomes_a_tile_of_its_size_and_the_same_one_twice(make_bundle: MakeBundle, name: str) -> None:
+    bundle = make_bundle(name, gain=0.1, lift=0.2)
+    graphs = open_graphs(bundle, SessionPolicy(provider="cpu", threads=1)).graphs
+    x = np.random.default_rng(1).uniform(-1, 1, bundle.manifest.tile).astype(np.float32)
+    before = x.copy()
+    one, two = (
+        FAMILIES[name].translate(bundle.manifest, graphs, NOISE, x, start) for start in ((0, 0, 0), (0, 4, 8))
+    )
+    assert one.dtype == np.float32
+    assert one.shape == x.shape
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(x, before)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_s_graphs_take_the_inputs_it_names(make_bundle: MakeBundle, name: str) -> None:
+    graphs = open_graphs(make_bundle(name), SessionPolicy(provider="cpu")).graphs
+    assert {graph: frozenset(graphs[graph].inputs) for graph in graphs} == FAMILIES[name].inputs
+
+
+def test_noise_moves_with_the_tile_s_place_and_stays_in_the_patient(make_bundle: MakeBundle) -> None:
+    sampler = {"name": "ddim", "formulation": "conditional", "steps": 1, "prediction": "epsilon"}
+    bundle = make_bundle(sampler=sampler)
+    graphs = open_graphs(bundle, SessionPolicy(provider="cpu")).graphs
+    x = np.zeros(bundle.manifest.tile, np.float32)
+    here, there = (
+        FAMILIES["s2ldm"].translate(bundle.manifest, graphs, NOISE, x, start)
+        for start in ((0, 0, 0), (2, 8, 4))
+    )
+    np.testing.assert_array_equal(here[2:, 8:, 4:], there[:-2, :-8, :-4])
+    assert here.std() > 0.1
+
+
+def test_a_voxel_on_the_latent_grid_has_its_cell(make_bundle: MakeBundle) -> None:
+    latent, _ = parameters(make_bundle().manifest)
+    assert latent_start(latent, (4, 8, 12)) == (2, 2, 3)
+    with pytest.raises(ValueError, match="has latent and sampler"):
+        parameters(make_bundle().manifest.model_copy(update={"latent": None}))
