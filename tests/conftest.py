@@ -31,6 +31,7 @@ from engine.synthesis import Synthesis
 from engine.volume import Geometry
 from node.models import ModelStore
 from node.outputs import NodeIdentity, OutputContext, to_bytes
+from node.outputs.encoding import file_meta_of
 from node.phantom_dicom import phantom_series
 from node.series import SourceSeries, read_series
 
@@ -288,7 +289,7 @@ def new_series(phantom_slices: list[Dataset]) -> Callable[[int], list[Dataset]]:
             ds.StudyInstanceUID = f"2.25.77.{number}"
             ds.SeriesInstanceUID = f"2.25.77.{number}.1"
             ds.SOPInstanceUID = f"2.25.77.{number}.1.{ds.InstanceNumber}"
-            ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+            ds.file_meta = file_meta_of(ds)
         return series
 
     return make

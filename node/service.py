@@ -1,0 +1,253 @@
+"""The node as a service: start, serve, stop.
+
+The SCP answers in threads of its own; APScheduler is the clock of the lanes (settle, one deliver lane a
+destination, the health check); each worker is a child process that a supervisor keeps alive. Everything they
+share is the ledger and the spool.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from datetime import UTC
+from pathlib import Path
+from random import Random
+from threading import Event
+from types import TracebackType
+
+import structlog
+from apscheduler.executors.pool import ThreadPoolExecutor  # type: ignore[import-untyped]
+from apscheduler.schedulers.background import BackgroundScheduler  # type: ignore[import-untyped]
+
+from config.settings import Destination, FolderDestination, Settings
+from node import log as node_log
+from node import watchdog
+from node.deliver import DeliverLane
+from node.errors import NodeError
+from node.flow import Failure, attempt
+from node.ledger import LEDGER_FILE, Ledger, StaleLease
+from node.scp import Scp
+from node.settle import settle_due
+from node.spool import Spool
+from node.states import State
+from node.supervisor import EXIT_CONFIG, Supervisor, is_gone
+from node.watchdog import Pulse
+
+log = structlog.get_logger(__name__)
+
+LOCK = "node.lock"
+"""The file in the data folder that one node at a time has locked."""
+DELIVER_CHECK_S = 0.5
+"""Seconds between two looks for something to deliver."""
+HEALTH_CHECK_S = 30.0
+"""Seconds between two health checks where systemd asks for none."""
+PATIENCE_S = 60.0
+"""Seconds a lane may be silent beyond what its own time-outs explain."""
+
+
+class NodeRunning(NodeError):
+    """Another node works on this data folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """A step the clock takes every ``every_s`` seconds; silent for ``limit_s`` seconds it counts as stuck."""
+
+    name: str
+    step: Callable[[], object]
+    every_s: float
+    limit_s: float
+
+
+class Node:
+    """One node on one data folder. ``start`` and ``stop``, or a ``with`` statement; not to be started twice.
+
+    ``ended`` is set when the node cannot go on by itself; ``exit_code`` then says why.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.ended = Event()
+        self.exit_code = 0
+        self._stopping = Event()
+        self._open = ExitStack()
+        self._pulses: dict[str, Pulse] = {}
+        self._supervisors: list[Supervisor] = []
+
+    def start(self) -> Node:
+        """Recover what a predecessor left, then listen and work.
+
+        Raises NodeRunning where another node has the data folder, OSError where the port is taken.
+        """
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        log.info("node started", port=self.port, workers=len(self._supervisors))
+        return self
+
+    def stop(self) -> None:
+        """Stop listening, let every lane finish what it is at, hand running jobs back, close everything."""
+        self._stopping.set()
+        self._open.close()
+
+    def __enter__(self) -> Node:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def port(self) -> int:
+        """The TCP port the node listens on."""
+        return self.scp.port
+
+    def problems(self) -> list[str]:
+        """What is wrong with the node now: lanes that are stuck, workers nobody watches, a deaf listener."""
+        found = [f"lane {name} is stuck" for name in watchdog.stuck(self._pulses, time.monotonic())]
+        found += ["a worker is not supervised" for keeper in self._supervisors if not keeper.is_alive]
+        if not watchdog.answers(self.settings.listen, self.port):
+            found.append("the listener does not answer")
+        return found
+
+    def _start(self) -> None:
+        storage = self.settings.storage
+        self.spool = Spool(storage.data_dir, storage.min_free_bytes)
+        self._open.callback(os.close, sole_owner(storage.data_dir))
+        self.spool.sweep()
+        self.ledger = self._open.enter_context(Ledger(storage.data_dir / LEDGER_FILE))
+        self._free_orphans()
+        self._start_workers()
+        self._start_listening()
+        self._start_clock()
+
+    def _start_listening(self) -> None:
+        self.scp = self._open.enter_context(Scp(self.settings, self.ledger, self.spool))
+        self._listening_since = time.monotonic()
+
+    def _start_workers(self) -> None:
+        for _ in range(self.settings.worker.count):
+            keeper = Supervisor(self.settings, on_death=self._worker_died, on_fatal=self._worker_unfit)
+            keeper.start()
+            self._open.callback(keeper.stop)
+            self._supervisors.append(keeper)
+
+    def _start_clock(self) -> None:
+        lanes = self._lanes()
+        clock = BackgroundScheduler(
+            timezone=UTC,
+            executors={"default": ThreadPoolExecutor(len(lanes))},
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        )
+        for lane in lanes:
+            self._pulses[lane.name] = Pulse(lane.limit_s, time.monotonic())
+            clock.add_job(self._step, "interval", args=[lane], seconds=lane.every_s, id=lane.name)
+        clock.start()
+        self._open.callback(clock.shutdown, wait=True)
+
+    def _lanes(self) -> list[Lane]:
+        settle = self.settings.settle
+        lanes = [Lane("settle", self._settle, settle.check_s, settle.check_s + PATIENCE_S)]
+        lanes += [self._deliver_lane(destination) for destination in self.settings.destinations]
+        every_s = watchdog.feed_every_s() or HEALTH_CHECK_S
+        orphans = Lane(
+            "orphans",
+            self._free_orphans,
+            self.settings.worker.heartbeat_s,
+            self.settings.worker.heartbeat_s + PATIENCE_S,
+        )
+        return [*lanes, orphans, Lane("health", self._check_health, every_s, every_s + PATIENCE_S)]
+
+    def _deliver_lane(self, destination: Destination) -> Lane:
+        name = f"deliver {destination.name}"
+        lane = DeliverLane(
+            ledger=self.ledger,
+            destination=destination,
+            retry=self.settings.retry,
+            rng=Random(),
+            clock=time.time,
+            stopping=self._stopping,
+            beat=lambda: self._pulses[name].beat(time.monotonic()),
+        )
+        return Lane(name, lane.run, DELIVER_CHECK_S, longest_silence_s(destination) + PATIENCE_S)
+
+    def _step(self, lane: Lane) -> None:
+        """One step of a lane; only a step that ended well is a sign of life."""
+        if self._stopping.is_set():
+            return
+        outcome = attempt(lane.step)
+        if isinstance(outcome, Failure):
+            log.error("lane failed", lane=lane.name, trace=outcome.trace)
+        else:
+            self._pulses[lane.name].beat(time.monotonic())
+
+    def _settle(self) -> None:
+        """Nothing counts as quiet before we have listened for as long: senders come back after a stop."""
+        if time.monotonic() - self._listening_since >= self.settings.settle.quiet_s:
+            settle_due(self.ledger, self.settings, time.time())
+
+    def _free_orphans(self) -> None:
+        free_orphans(self.ledger, time.time())
+
+    def _check_health(self) -> None:
+        """Feed systemd's watchdog, or say why not."""
+        problems = self.problems()
+        if problems:
+            log.error("node is not well", problems="; ".join(problems))
+        else:
+            watchdog.notify("WATCHDOG=1")
+
+    def _worker_died(self, owner: str) -> None:
+        free_orphans(self.ledger, time.time(), is_dead=lambda other: other == owner)
+
+    def _worker_unfit(self) -> None:
+        self.exit_code = EXIT_CONFIG
+        self.ended.set()
+
+
+def serve(settings: Settings) -> int:
+    """Run a node until SIGTERM or SIGINT; the exit code: 0, or 78 where the models cannot run here."""
+    node_log.configure(settings.log)
+    with Node(settings) as node:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: node.ended.set())
+        watchdog.notify("READY=1")
+        node.ended.wait()
+        watchdog.notify("STOPPING=1")
+    return node.exit_code
+
+
+def sole_owner(data_dir: Path) -> int:
+    """A lock on the data folder that ends with this process, as a file descriptor; raises NodeRunning."""
+    descriptor = os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise NodeRunning(f"another node works on {data_dir}: stop it, or give this one a folder") from None
+    return descriptor
+
+
+def free_orphans(ledger: Ledger, now: float, is_dead: Callable[[str], bool] = is_gone) -> None:
+    """Give back the jobs of workers that are dead, so that nobody waits for their leases to run out."""
+    for job in ledger.jobs({State.READY}):
+        if job.owner is None or not is_dead(job.owner):
+            continue
+        with suppress(StaleLease):
+            ledger.release(job.id, job.owner, now, now, "the worker died")
+            log.warning("job of a dead worker freed", job=job.id, attempt=job.attempt)
+
+
+def longest_silence_s(destination: Destination) -> float:
+    """How long a delivery may rightly take between two signs of life."""
+    if isinstance(destination, FolderDestination):
+        return 0.0
+    return destination.connect_timeout_s + destination.acse_timeout_s + destination.dimse_timeout_s

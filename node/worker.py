@@ -1,0 +1,294 @@
+"""The worker: a child process that turns one READY job at a time into files in the outbox.
+
+`python -m node.worker` reads its settings as one line of JSON from standard input and works until it is told
+to stop or its node is gone. A running job is a lease that a second thread renews; who dies loses it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from random import Random
+from threading import Event, Thread
+from types import TracebackType
+from typing import IO
+
+import structlog
+from pydicom.dataset import Dataset
+
+from config.settings import EngineSettings, Settings
+from engine.errors import BundleInvalid, ProviderMissing
+from engine.pipeline import Engine, open_engine
+from engine.session import SessionPolicy
+from engine.synthesis import Synthesis
+from node import log as node_log
+from node.build import Built, build, context_of
+from node.flow import WORKER_DIED, Action, Disposition, Failure, attempt, retry_delay_s
+from node.ledger import LEDGER_FILE, Job, Ledger, Output, StaleLease, SynthesisRecord
+from node.ledger.errors import MoveRefused
+from node.models import ModelStore
+from node.outputs.encoding import to_bytes
+from node.spool import Spool
+from node.states import State
+from node.supervisor import EXIT_CONFIG, owner_name
+
+log = structlog.get_logger(__name__)
+
+IDLE_S = 0.25
+"""Seconds between two looks into the ledger while there is nothing to do."""
+
+
+class HandedBack(BaseException):
+    """Let go of the job: the node stops, or the lease is not ours any more. Not an error of the job."""
+
+
+class Engines:
+    """The engines of the active models, opened when a model is first seen and kept while it stays active."""
+
+    def __init__(self, models: ModelStore, policy: SessionPolicy) -> None:
+        self._models = models
+        self._policy = policy
+        self._open: dict[str, Engine] = {}
+
+    def active(self) -> Mapping[str, Engine]:
+        """From phase to engine, as the model store says now; raises what opening a bundle raises."""
+        wanted = {phase: (digest_of(folder), folder) for phase, folder in self._models.active().items()}
+        self._open = {
+            digest: self._open.get(digest) or open_engine(folder, self._policy)
+            for digest, folder in wanted.values()
+        }
+        return {phase: self._open[digest] for phase, (digest, _) in wanted.items()}
+
+
+def digest_of(folder: Path) -> str:
+    """What tells one bundle from another: sha256 of its manifest, which holds every file's digest."""
+    try:
+        return sha256((folder / "bundle.json").read_bytes()).hexdigest()
+    except OSError as error:
+        raise BundleInvalid(folder, error.strerror or "unreadable") from error
+
+
+class Heartbeat:
+    """Renews a lease in a thread of its own while the job is worked on; used in a ``with`` statement."""
+
+    def __init__(self, renew: Callable[[float], bool], every_s: float, stopping: Event) -> None:
+        self._renew = renew
+        self._every_s = every_s
+        self._stopping = stopping
+        self._done = Event()
+        self._lost = Event()
+        self._progress = 0.0
+        self._thread = Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def progress(self, fraction: float) -> None:
+        """Called by the work as it advances (0–1); raises HandedBack where it should not go on."""
+        self._progress = fraction
+        if self._stopping.is_set() or self._lost.is_set():
+            raise HandedBack
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._done.wait(self._every_s):
+            if not self._renew(self._progress):
+                self._lost.set()
+                return
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What the work loop needs; ``owner`` is unique to one start of one process. ``clock``: epoch seconds."""
+
+    settings: Settings
+    ledger: Ledger
+    spool: Spool
+    engines: Engines
+    owner: str
+    stopping: Event
+    rng: Random = field(default_factory=Random)
+    clock: Callable[[], float] = time.time
+
+    def run(self) -> None:
+        """Work until told to stop."""
+        while not self.stopping.is_set():
+            if not self.work_once():
+                self.stopping.wait(IDLE_S)
+
+    def work_once(self) -> bool:
+        """Take one job to its end; False where there was none."""
+        worker = self.settings.worker
+        job = self.ledger.lease(self.owner, self.clock(), worker.lease_s)
+        if job is None:
+            return False
+        if job.attempt > worker.max_attempts:
+            self.give_up(job, WORKER_DIED, f"the worker died at each of {worker.max_attempts} attempts")
+            return True
+        log.info("job started", job=job.id, attempt=job.attempt, instances=job.instances)
+        try:
+            with Heartbeat(
+                lambda done: self.renew(job, done), worker.heartbeat_s, self.stopping
+            ) as heartbeat:
+                outcome = attempt(lambda: self.produce(job, heartbeat.progress))
+            if isinstance(outcome, Failure):
+                self.conclude(job, outcome)
+        except HandedBack:
+            self.hand_back(job)
+        except (StaleLease, MoveRefused):
+            log.info("job was taken away", job=job.id)
+        return True
+
+    def renew(self, job: Job, progress: float) -> bool:
+        """Hold on to the lease; False where it is not ours any more."""
+        return self.ledger.renew(job.id, self.owner, self.clock(), self.settings.worker.lease_s, progress)
+
+    def produce(self, job: Job, progress: Callable[[float], None]) -> None:
+        """Build the job's outputs, make their files safe, then record them: READY → BUILT."""
+        began = self.clock()
+        built = build(
+            [instance.path for instance in self.ledger.instances(job.id)],
+            engines=self.engines.active(),
+            context=context_of(self.settings, generation=job.generation, created=local_time(job.created_at)),
+            rules=self.settings.intake,
+            progress=progress,
+            kinds=self.settings.outputs.kinds,
+            seed=self.settings.engine.seed,
+        )
+        outputs = self.place(job, built)
+        destinations = [destination.name for destination in self.settings.destinations]
+        records = [record_of(synthesis) for synthesis in built.syntheses]
+        self.ledger.record_built(job.id, self.owner, outputs, records, destinations, now=self.clock())
+        seconds = round(self.clock() - began, 3)
+        log.info("job built", job=job.id, outputs=len(outputs), seconds=seconds)
+
+    def place(self, job: Job, built: Built) -> list[Output]:
+        """Put every dataset into the outbox, whole and safe; the same files again where they are there."""
+        return [
+            self.place_one(job, phase=each.phase, kind=each.kind, ds=ds)
+            for each in built.datasets
+            for ds in each.datasets
+        ]
+
+    def place_one(self, job: Job, *, phase: str, kind: str, ds: Dataset) -> Output:
+        """One file of the outbox: a folder a series, a file an instance."""
+        relative = PurePosixPath("outbox") / ds.SeriesInstanceUID / f"{ds.SOPInstanceUID}.dcm"
+        placed = self.spool.place(to_bytes(ds), relative)
+        return Output(
+            job_id=job.id,
+            phase=phase,
+            kind=kind,
+            series_instance_uid=ds.SeriesInstanceUID,
+            sop_instance_uid=ds.SOPInstanceUID,
+            sop_class_uid=ds.SOPClassUID,
+            path=placed.path,
+            sha256=placed.sha256,
+        )
+
+    def conclude(self, job: Job, failure: Failure) -> None:
+        """What :data:`flow.DISPOSITIONS` says follows; nothing where the job is not ours any more."""
+        if not self.renew(job, 0.0):
+            raise StaleLease(job.id, self.owner)
+        action, code = failure.disposition.action, failure.disposition.code
+        if action is Action.REJECT:
+            self.ledger.move(job.id, State.REJECTED, self.clock(), code, failure.reason)
+            log.info("job rejected", job=job.id, code=code)
+        elif action is Action.RETRY and job.attempt < self.settings.worker.max_attempts:
+            now = self.clock()
+            delay_s = retry_delay_s(job.attempt, self.settings.retry, self.rng)
+            self.ledger.release(job.id, self.owner, now, now + delay_s, failure.reason)
+            log.warning("job put off", job=job.id, code=code, delay_s=round(delay_s, 1), trace=failure.trace)
+        else:
+            self.give_up(job, failure.disposition, failure.reason)
+            log.error("job parked", job=job.id, code=code, trace=failure.trace)
+
+    def give_up(self, job: Job, disposition: Disposition, reason: str) -> None:
+        """PARKED: a person is needed."""
+        self.ledger.move(job.id, State.PARKED, self.clock(), disposition.code, reason)
+
+    def hand_back(self, job: Job) -> None:
+        """Let another worker have the job at once; the attempt does not count."""
+        now = self.clock()
+        self.ledger.release(job.id, self.owner, now, now, "the worker was stopped", counted=False)
+        log.info("job handed back", job=job.id)
+
+
+def local_time(epoch_s: float) -> datetime:
+    """A job's time on the wall clock of this machine, with its zone; dates in DICOM are local."""
+    return datetime.fromtimestamp(epoch_s, UTC).astimezone()
+
+
+def policy_of(engine: EngineSettings) -> SessionPolicy:
+    """Where the settings want the models to run."""
+    return SessionPolicy(provider=engine.provider, threads=engine.threads, device=engine.device)
+
+
+def record_of(synthesis: Synthesis) -> SynthesisRecord:
+    """A synthesis without its volume, for the ledger."""
+    return SynthesisRecord(
+        phase=synthesis.phase,
+        model_id=synthesis.model_id,
+        model_digest=synthesis.model_digest,
+        seed=synthesis.seed,
+        sampler=synthesis.sampler,
+        steps=synthesis.steps,
+        provider=synthesis.provider,
+        seconds=synthesis.seconds,
+        findings=tuple((finding.code, finding.text) for finding in synthesis.findings),
+    )
+
+
+def end_with_parent() -> None:
+    """Have Linux kill this process when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def end_with_pipe(pipe: IO[str]) -> None:
+    """End this process, whatever it is doing, when the node at the other end of ``pipe`` is gone."""
+    pipe.read()
+    os._exit(1)
+
+
+def main() -> int:
+    """Run one worker process; its exit code."""
+    end_with_parent()
+    settings = Settings.model_validate_json(sys.stdin.readline())
+    Thread(target=end_with_pipe, args=(sys.stdin,), name="parent watch", daemon=True).start()
+    node_log.configure(settings.log)
+    stopping = Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C in a terminal reaches the node, and the node tells us
+    return serve(settings, stopping)
+
+
+def serve(settings: Settings, stopping: Event) -> int:
+    """Open everything, work until ``stopping``; 78 where the active models cannot run on this machine."""
+    root = settings.storage.data_dir
+    engines = Engines(ModelStore(settings), policy_of(settings.engine))
+    try:
+        engines.active()
+    except (BundleInvalid, ProviderMissing) as error:
+        log.error("models cannot run", reason=str(error))  # noqa: TRY400 (no traceback for a configuration)
+        return EXIT_CONFIG
+    with Ledger(root / LEDGER_FILE) as ledger:
+        Worker(settings, ledger, Spool(root), engines, owner_name(os.getpid()), stopping).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
