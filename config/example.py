@@ -60,17 +60,17 @@ def _tables_of(prefix: str, model: type[BaseModel]) -> Iterator[Table]:
         path = f"{prefix}{name}"
         many = get_args(field.annotation)[-1:] == (Ellipsis,)
         for kind in _models_in(field.annotation):
-            yield _table(path, kind, f"{_flat(kind.__doc__)} {_flat(field.description)}".strip(), many)
+            yield _table(path, kind, many)
             yield from _tables_of(f"{path}.", kind)
 
 
-def _table(name: str, model: type[BaseModel], description: str, many: bool) -> Table:
+def _table(name: str, model: type[BaseModel], many: bool) -> Table:
     entries = tuple(
         _entry(name, key, field)
         for key, field in model.model_fields.items()
         if not _models_in(field.annotation)
     )
-    return Table(name, description, entries, many)
+    return Table(name, _flat(model.__doc__), entries, many)
 
 
 def _entry(table: str, key: str, field: FieldInfo) -> Entry:

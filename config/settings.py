@@ -66,6 +66,8 @@ Network = Annotated[str, AfterValidator(_network)]
 Uid = Annotated[str, AfterValidator(_uid_or_empty)]
 Folder = Annotated[Path, AfterValidator(_folder)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
+Ascii = Annotated[str, Field(min_length=1, pattern=r"^[ -\[\]-~]*$")]
+"""Printable ASCII without backslash: outputs carry the source's character set, and all sets hold ASCII."""
 
 
 def default_data_dir() -> Path:
@@ -210,15 +212,13 @@ class OutputSettings(Frozen):
     the source."""
     series_number_factor: int = Field(default=100, ge=1, le=10_000)
     """SeriesNumber of an output: that of the source times this, plus 1, 2, …"""
-    description_prefix: str = Field(
-        default="AI-SYNTHETIC", min_length=1, max_length=24, pattern=r"^[ -\[\]-~]+$"
-    )
+    description_prefix: Ascii = Field(default="AI-SYNTHETIC", max_length=24)
     """First words of SeriesDescription. It must say that the series is synthetic."""
-    manufacturer: str = Field(default="s2node", min_length=1, max_length=64)
+    manufacturer: Ascii = Field(default="s2node", max_length=64)
     """Manufacturer in the equipment module of an output."""
-    model_name: str = Field(default="S2LDM virtual contrast node", min_length=1, max_length=64)
+    model_name: Ascii = Field(default="S2LDM virtual contrast node", max_length=64)
     """ManufacturerModelName in the equipment module of an output."""
-    station_name: str = Field(default="S2NODE", min_length=1, max_length=16)
+    station_name: Ascii = Field(default="S2NODE", max_length=16)
     """StationName of an output (16 characters at most)."""
     device_uid: Uid = ""
     """UID of this node as a device. Empty: derived from the AE title and the station name. Change it and
@@ -236,7 +236,7 @@ class OutputSettings(Frozen):
 
 
 class StoreDestination(Frozen):
-    """A destination that is sent to by C-STORE, usually the PACS."""
+    """A peer that finished series are sent to by C-STORE. Without any destination they stay in the outbox."""
 
     kind: Literal["cstore"] = "cstore"
     """"cstore": a DICOM peer."""
@@ -263,7 +263,7 @@ class StoreDestination(Frozen):
 
 
 class FolderDestination(Frozen):
-    """A destination that is a folder of DICOM files."""
+    """A folder that finished series are written to, as DICOM files."""
 
     kind: Literal["folder"] = "folder"
     """"folder": files on a disk."""

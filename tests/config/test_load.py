@@ -101,6 +101,8 @@ def test_an_unknown_environment_section_is_refused() -> None:
         ("[outputs]\nkinds = []", "outputs.kinds", "write at least 1 of them"),
         ('[outputs]\nkinds = ["ct_series", "ct_series"]', "outputs.kinds", "name each kind once"),
         ('[outputs]\ndescription_prefix = "ARTERIAL"', "outputs.description_prefix", "contain SYNTHETIC"),
+        ('[outputs]\nmanufacturer = "Müller"', "outputs.manufacturer", "of the form"),
+        ('[outputs]\nstation_name = ""', "outputs.station_name", "at least 1"),
         ('[outputs]\ndevice_uid = "1.02.3"', "outputs.device_uid", "no leading zeros"),
         (f'[outputs]\ndevice_uid = "1.{"2" * 70}"', "outputs.device_uid", "at most 64"),
         ('[[destinations]]\nname = "pacs"\nhost = "h"', "destinations[0].ae_title", "required"),

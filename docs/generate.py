@@ -1,0 +1,178 @@
+"""Write the parts of the documentation that follow from the code: `make docs`.
+
+`docs/command-reference.md` is written whole from the commands; the tables of settings are written between
+their markers in the administrator's guide. `tests/docs` compares.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from config.example import Table, tables, toml_value
+from node.cli import Lazy, app
+from node.commands.exits import EXIT_CODES
+
+DOCS = Path(__file__).resolve().parent
+HIDDEN = frozenset({"--help", "--install-completion", "--show-completion"})
+MARKER = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command that does something, with its whole name: ``s2node jobs list``."""
+    yield from _leaves("s2node", typer.main.get_command(app))
+
+
+def _leaves(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(command, Lazy):
+        command = command.load()
+    if not isinstance(command, TyperGroup):
+        yield name, command
+        return
+    for inner in command.list_commands(None):
+        yield from _leaves(f"{name} {inner}", command.get_command(None, inner))
+
+
+def command_reference() -> str:
+    """The page of all commands."""
+    parts = [REFERENCE_HEAD, _exit_codes()]
+    parts += [_command(name, command) for name, command in commands()]
+    return "\n\n".join(parts) + "\n"
+
+
+REFERENCE_HEAD = """\
+# Command reference
+
+`s2node` is one command with sub-commands. `s2node COMMAND --help` says the same as this page, which is
+written from the commands by `make docs`.
+
+- **Configuration.** Commands that belong to a node take `--config FILE`. Without it they read the file that
+  the variable `S2NODE_CONFIG` names, else `/etc/s2node/s2node.toml` where it exists, else the defaults.
+  Variables `S2NODE_SECTION__KEY` win over the file: [administrator's guide](administrators-guide.md).
+- **User.** Commands that read the ledger (`jobs`) or change models (`models`) run as the user of the node:
+  `sudo -u s2node s2node jobs list`.
+- **Scripts.** With `--json` the result is JSON on standard output; progress goes to standard error. A listing
+  is one JSON list with one object a row, one row a line.
+- **Extras.** `train`, `evaluate`, `export` and `bench engine` need the extra `train`
+  (`pip install 's2node[train]'`) and say so where it is missing."""
+
+
+def _exit_codes() -> str:
+    rows = [(str(code), words) for code, words in EXIT_CODES.items()]
+    return "## Exit codes\n\n" + markdown_table(("code", "meaning"), rows)
+
+
+def _command(name: str, command: Any) -> str:
+    params = [param for param in command.params if not HIDDEN & set(param.opts) and not param.hidden]
+    rows = [(_spelling(param), _default(param), _flat(param.help or "")) for param in params]
+    usage = " ".join([name, *(["[OPTIONS]"] if _has_options(params) else []), *_arguments(params)])
+    text = f"## {name}\n\n```\n{usage}\n```\n\n{_paragraphs(command.help or '')}"
+    return text + (
+        "\n\n" + markdown_table(("argument or option", "default", "meaning"), rows) if rows else ""
+    )
+
+
+def _has_options(params: Sequence[Any]) -> bool:
+    return any(param.param_type_name == "option" for param in params)
+
+
+def _arguments(params: Sequence[Any]) -> list[str]:
+    words = []
+    for param in params:
+        if param.param_type_name != "argument":
+            continue
+        word = (param.metavar or param.name.upper()).strip("[]").removesuffix("...").strip("[]")
+        word += "..." if param.nargs == -1 else ""
+        words.append(word if param.required else f"[{word}]")
+    return words
+
+
+def _spelling(param: Any) -> str:
+    if param.param_type_name == "argument":
+        return "`" + _arguments([param])[0] + "`"
+    spellings = [*param.opts, *param.secondary_opts]
+    value = "" if getattr(param, "is_flag", False) else " " + _kind(param)
+    return ", ".join(f"`{spelling}{value}`" for spelling in spellings)
+
+
+VALUES: Mapping[str, str] = {"int": "N", "float": "X", "str": "TEXT", "path": "PATH", "file": "FILE"}
+"""What stands for a value of a type."""
+
+
+def _kind(param: Any) -> str:
+    if param.metavar:
+        return str(param.metavar)
+    label = param.display_type(None).strip("<>").removesuffix(" range")
+    label = label.removeprefix("list[").removesuffix("]") if label.startswith("list[") else label
+    return VALUES.get(label, label)
+
+
+def _default(param: Any) -> str:
+    value = param.default
+    if value is None or value is False or param.required or callable(value) or value in ((), []):
+        return ""
+    return f"`{getattr(value, 'value', value)!s}`"
+
+
+def settings_tables() -> str:
+    """One table for each table of the configuration file."""
+    return "\n\n".join(_settings_table(table) for table in tables())
+
+
+def _settings_table(table: Table) -> str:
+    name = f"[[{table.name}]]" if table.many else f"[{table.name}]"
+    kind = next((entry.default for entry in table.entries if entry.key == "kind"), None)
+    title = f"### `{name}`" + (f" with `kind = {toml_value(kind)}`" if kind else "")
+    rows = [
+        (f"`{entry.key}`", f"`{entry.shown_default}`", entry.allowed, entry.description)
+        for entry in table.entries
+    ]
+    return f"{title}\n\n{table.description}\n\n" + markdown_table(
+        ("setting", "default", "allowed", "meaning"), rows
+    )
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; bars in cells are escaped."""
+    lines = [columns, ["---"] * len(columns), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _paragraphs(text: str) -> str:
+    return "\n\n".join(_flat(paragraph) for paragraph in re.split(r"\n\s*\n", text.strip()))
+
+
+PARTS: Mapping[str, Callable[[], str]] = {"settings": settings_tables}
+"""What stands between the markers of a page."""
+
+
+def page(path: Path) -> str:
+    """The page as it should be: whole for the command reference, its marked parts for the others."""
+    if path.name == "command-reference.md":
+        return command_reference()
+    text = path.read_text(encoding="utf-8")
+    return MARKER.sub(lambda found: f"{found[1]}\n{PARTS[found['name']]()}\n\n{found[3]}", text)
+
+
+PAGES = ("command-reference.md", "administrators-guide.md")
+"""Pages with generated parts."""
+
+
+def main() -> None:
+    """Write every page that has generated parts."""
+    for name in PAGES:
+        path = DOCS / name
+        path.write_text(page(path), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
