@@ -147,9 +147,10 @@ def open_engine(folder: Path, policy: SessionPolicy) -> Engine:
 
 def check_graphs(bundle: Bundle, graphs: Mapping[str, Graph]) -> None:
     """BundleInvalid where a graph does not take what its family gives it."""
-    for name, expected in FAMILIES[bundle.manifest.family].inputs.items():
+    family = FAMILIES[bundle.manifest.family]
+    for name, expected in family.inputs.items():
         found = graphs[name].inputs
-        if found.keys() != expected:
+        if found.keys() - family.optional.get(name, frozenset()) != expected:
             raise BundleInvalid(
                 bundle.folder, f"graph {name!r} takes {sorted(found)}, not {sorted(expected)}"
             )

@@ -6,7 +6,7 @@ A family is one module with ``INPUTS`` (what each graph takes) and ``translate``
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.bundle import Manifest
 from engine.families import s2ldm, translator
@@ -20,12 +20,14 @@ class Family:
     """One way from tile to tile."""
 
     inputs: Mapping[str, frozenset[str]]
-    """Graph → the names of its inputs."""
+    """Graph → the names of the inputs it must have."""
     translate: Callable[[Manifest, Mapping[str, Graph], NoiseField, Float32, Shape3], Float32]
     """``(manifest, graphs, noise, x, start)`` → x_c: tiles in [-1, 1], ``start`` in model voxels."""
+    optional: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Graph → the names of the inputs it may have besides."""
 
 
 FAMILIES: dict[str, Family] = {
-    "s2ldm": Family(s2ldm.INPUTS, s2ldm.translate),
+    "s2ldm": Family(s2ldm.INPUTS, s2ldm.translate, s2ldm.OPTIONAL),
     "translator": Family(translator.INPUTS, translator.translate),
 }

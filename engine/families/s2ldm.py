@@ -1,4 +1,4 @@
-"""S²LDM in service: E_n = E(x), ẑ = sampler(E_n), x_c = D(ẑ)."""
+"""S²LDM in service: E_n = E(x), ẑ = sampler(E_n), x_c = D(ẑ) or D(ẑ, x)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ INPUTS = {
     "denoiser": frozenset({"z_t", "e_n", "t"}),
     "decoder": frozenset({"z"}),
 }
+OPTIONAL = {"decoder": frozenset({"x"})}
+"""A decoder that paints onto the source, D(z, x) = x + Δ(z, x), takes the tile as well."""
 
 
 def translate(
@@ -33,7 +35,9 @@ def translate(
     cells = (e_n.shape[2], e_n.shape[3], e_n.shape[4])
     epsilon = noise.block(samplers.noise_fields(sampler), latent.channels, latent_start(latent, start), cells)
     z = samplers.sample(sampler, predict, e_n, epsilon)
-    x_c: Float32 = graphs["decoder"](z=z)[0, 0]
+    decoder = graphs["decoder"]
+    painted = decoder(z=z, x=x[None, None]) if "x" in decoder.inputs else decoder(z=z)
+    x_c: Float32 = painted[0, 0]
     return x_c
 
 

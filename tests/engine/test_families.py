@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -61,3 +62,22 @@ def test_a_voxel_on_the_latent_grid_has_its_cell(make_bundle: MakeBundle) -> Non
     assert latent_start(latent, (4, 8, 12)) == (2, 2, 3)
     with pytest.raises(ValueError, match="has latent and sampler"):
         parameters(make_bundle().manifest.model_copy(update={"latent": None}))
+
+
+def test_a_decoder_may_paint_onto_the_source(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle(lift=0.2)
+    graphs = open_graphs(bundle, SessionPolicy(provider="cpu")).graphs
+    x = np.random.default_rng(2).uniform(-1, 1, bundle.manifest.tile).astype(np.float32)
+    decode = graphs["decoder"]
+
+    class OntoSource:
+        inputs: ClassVar = {"z": (), "x": ()}
+
+        def __call__(self, z: np.ndarray, x: np.ndarray) -> np.ndarray:
+            return x + decode(z=z)
+
+    with_source = {**graphs, "decoder": OntoSource()}
+    alone, onto = (
+        FAMILIES["s2ldm"].translate(bundle.manifest, g, NOISE, x, (0, 0, 0)) for g in (graphs, with_source)
+    )
+    np.testing.assert_allclose(onto, x + alone, atol=1e-6)
