@@ -14,7 +14,7 @@ from pathlib import Path
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, build_context
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
@@ -22,6 +22,7 @@ from pynetdicom.presentation import PresentationContext
 from config.settings import StoreDestination
 from node.destinations.answer import Answer, Verdict, store_status
 from node.errors import DestinationRefused, DestinationUnreachable
+from node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 EVERYBODYS = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 """What files that are not compressed may be sent in, whatever they are stored in."""
@@ -68,6 +69,8 @@ def contexts_for(metas: Sequence[Dataset]) -> list[PresentationContext]:
 def associated(peer: StoreDestination, contexts: list[PresentationContext]) -> Iterator[Association]:
     """An established association, released at the end; raises as :func:`why_not` says where there is none."""
     ae = AE(ae_title=peer.calling_ae_title)
+    ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.connection_timeout = peer.connect_timeout_s
     ae.acse_timeout = peer.acse_timeout_s
     ae.dimse_timeout = peer.dimse_timeout_s
