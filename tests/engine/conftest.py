@@ -69,6 +69,20 @@ def save_s2ldm(folder: Path, tile: tuple[int, ...], gain: float, lift: float) ->
     save(folder / "decoder.onnx", [back], {"z": latent}, {"x_c": image}, {"k": shuffle_kernel()})
 
 
+def save_painting_s2ldm(folder: Path, tile: tuple[int, ...], gain: float, lift: float) -> None:
+    """The same with a decoder that paints onto the source: D(z, x) = x + lift, whatever z is."""
+    save_s2ldm(folder, tile, gain, lift)
+    latent = (1, CHANNELS, *(t // f for t, f in zip(tile, FACTOR, strict=True)))
+    image = (1, 1, *tile)
+    nodes = [
+        helper.make_node("ConvTranspose", ["z", "k"], ["delta"], strides=FACTOR),
+        helper.make_node("Add", ["delta", "lift"], ["raised"]),
+        helper.make_node("Add", ["x", "raised"], ["x_c"]),
+    ]
+    constants = {"k": 0 * shuffle_kernel(), "lift": lift}
+    save(folder / "decoder.onnx", nodes, {"z": latent, "x": image}, {"x_c": image}, constants)
+
+
 def save_translator(folder: Path, tile: tuple[int, ...], gain: float, lift: float) -> None:
     """x_c = x + lift + gain * (mean of the 3x3x3 neighbourhood): zero padding, so tile borders matter."""
     image = (1, 1, *tile)
@@ -81,12 +95,12 @@ def save_translator(folder: Path, tile: tuple[int, ...], gain: float, lift: floa
     save(folder / "translator.onnx", nodes, {"x": image}, {"x_c": image}, constants)
 
 
-SAVE = {"s2ldm": save_s2ldm, "translator": save_translator}
+SAVE = {"s2ldm": save_s2ldm, "painting": save_painting_s2ldm, "translator": save_translator}
 
 
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> MakeBundle:
-    """``make_bundle(family, tile=, gain=, lift=, **manifest keys)`` writes graphs and reads them back."""
+    """``make_bundle(family, tile=, gain=, lift=, paint=, **manifest keys)`` writes graphs and reads them back."""
 
     def make(
         family: str = "s2ldm",
@@ -94,11 +108,12 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
         tile: tuple[int, int, int] = TILE,
         gain: float = 0.0,
         lift: float = 0.0,
+        paint: bool = False,
         **changes: Any,
     ) -> Bundle:
         folder = tmp_path / f"bundle-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        SAVE[family](folder, tile, gain, lift)
+        SAVE["painting" if paint else family](folder, tile, gain, lift)
         files = digest_files(folder)
         manifest = {
             "format": 1, "family": family, "phase": "arterial", "model_id": "toy-1", "model_name": "toy",

@@ -12,6 +12,7 @@ from engine.bundle import GRAPHS, Bundle
 from engine.families import FAMILIES
 from engine.families.s2ldm import latent_start, parameters
 from engine.noise import NoiseField
+from engine.pipeline import Engine
 from engine.session import SessionPolicy, open_graphs
 
 MakeBundle = Callable[..., Bundle]
@@ -55,6 +56,14 @@ def test_noise_moves_with_the_tile_s_place_and_stays_in_the_patient(make_bundle:
     )
     np.testing.assert_array_equal(here[2:, 8:, 4:], there[:-2, :-8, :-4])
     assert here.std() > 0.1
+
+
+def test_a_decoder_that_paints_onto_the_source_gets_the_source(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle(paint=True, gain=0.5, lift=0.25)
+    graphs = Engine(bundle, SessionPolicy(provider="cpu"))._graphs
+    x = np.random.default_rng(1).uniform(-1, 1, bundle.manifest.tile).astype(np.float32)
+    x_c = FAMILIES["s2ldm"].translate(bundle.manifest, graphs, NOISE, x, (0, 0, 0))
+    np.testing.assert_array_equal(x_c, x + np.float32(0.25))
 
 
 def test_a_voxel_on_the_latent_grid_has_its_cell(make_bundle: MakeBundle) -> None:
