@@ -40,7 +40,7 @@ from node.spool import Spool
 from node.states import State
 from node.supervisor import EXIT_CONFIG, owner_name
 
-log = structlog.get_logger(__name__)
+log = structlog.get_logger("node.worker")  # not __name__: the process runs this module as __main__
 
 IDLE_S = 0.25
 """Seconds between two looks into the ledger while there is nothing to do."""
