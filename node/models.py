@@ -20,13 +20,13 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-import engine
+import engine.bundle
 from config.base import Frozen
 from config.settings import Settings
 from engine.bundle import MANIFEST, Bundle, read_bundle
 from engine.errors import BundleInvalid
 
-SHIPPED = Path(engine.__file__).parent / "bundles"
+SHIPPED = Path(engine.bundle.__file__).parent / "bundles"
 """The bundles that come with the engine, a folder a phase."""
 PHASES = ("arterial", "venous")
 ACTIVE = "active.json"
