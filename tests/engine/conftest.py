@@ -100,7 +100,7 @@ SAVE = {"s2ldm": save_s2ldm, "painting": save_painting_s2ldm, "translator": save
 
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> MakeBundle:
-    """``make_bundle(family, tile=, gain=, lift=, paint=, **manifest keys)`` writes graphs and reads them back."""
+    """``make_bundle(family, tile=, gain=, lift=, paint=, **manifest keys)`` writes and reads."""
 
     def make(
         family: str = "s2ldm",
