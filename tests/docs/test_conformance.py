@@ -1,0 +1,80 @@
+"""The conformance statement names what the code does: a test fails when one of them is changed alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from node import private
+from node.destinations.answer import STORE_STATUSES
+from node.outputs import OUTPUTS
+from node.outputs.enhancement_map import LARGEST_STORED, OFFSET_HU
+from node.outputs.phases import PHASE_STYLES
+from node.peers import REJECTIONS
+from node.receive import STATUSES
+from node.scp import CT_CLASSES, PREFERRED_SYNTAXES
+from node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+
+PAGE = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text(encoding="utf-8")
+
+
+def test_our_implementation_is_named():
+    assert IMPLEMENTATION_CLASS_UID in PAGE
+    assert IMPLEMENTATION_VERSION_NAME in PAGE
+
+
+@pytest.mark.parametrize("name", CT_CLASSES.values())
+def test_every_class_the_node_is_for_is_named(name):
+    assert name in PAGE
+
+
+@pytest.mark.parametrize("uid", PREFERRED_SYNTAXES)
+def test_every_preferred_transfer_syntax_has_a_row(uid):
+    assert f"| {uid} |" in PAGE
+
+
+def test_preferred_transfer_syntaxes_are_in_order():
+    places = [PAGE.index(f"| {uid} |") for uid in PREFERRED_SYNTAXES]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_every_status_the_node_gives_has_a_row(status):
+    assert f"| 0x{status:04X} |" in PAGE
+
+
+@pytest.mark.parametrize("row", STORE_STATUSES, ids=lambda row: f"{row.first:04X}")
+def test_every_status_a_peer_may_give_is_in_the_line_of_its_verdict(row):
+    lines = {"DELIVERED": "has delivered", "WAIT": "tries again", "REFUSED": "asks for a person"}
+    line = next(line for line in PAGE.splitlines() if lines[row.verdict] in line and line.startswith("| 0x"))
+    within_warnings = row.first >= 0xB000 and row.last <= 0xBFFF
+    assert ("0xB000–0xBFFF" if within_warnings else f"0x{row.first:04X}") in line
+
+
+@pytest.mark.parametrize("rejection", REJECTIONS.values(), ids=lambda one: one.words)
+def test_every_rejection_of_an_association_has_a_row(rejection):
+    assert f"| {rejection.result}, {rejection.source}, {rejection.reason} |" in PAGE
+
+
+@pytest.mark.parametrize("offset", private.DICTIONARY)
+def test_every_private_element_has_a_row(offset):
+    vr, name = private.DICTIONARY[offset]
+    assert f"| (0071,xx{offset:02X}) | {name} | {vr} |" in PAGE
+    assert f"`{private.PRIVATE_CREATOR}` in group {private.PRIVATE_GROUP:04X}" in PAGE
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_every_kind_of_output_has_a_section(kind):
+    assert f"(output kind `{kind}`)" in PAGE
+
+
+@pytest.mark.parametrize("phase", PHASE_STYLES)
+def test_every_phase_has_its_window(phase):
+    style = PHASE_STYLES[phase]
+    assert f"{style.window_center_hu}, {style.window_width_hu}, SYNTHETIC {phase.upper()}" in PAGE
+    assert f"+ {style.number} {phase}" in PAGE
+
+
+def test_the_stored_values_of_a_map_are_as_written():
+    assert f"difference in HU + {OFFSET_HU}, clipped to 0 … {LARGEST_STORED}" in PAGE
