@@ -14,6 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from config.intake import SeriesLimits
+from node.loopguard import is_own
 from node.outputs import OUTPUTS, to_bytes
 from node.outputs.copied import PATIENT, STUDY
 from node.outputs.phases import PHASE_STYLES
@@ -89,6 +90,16 @@ def test_every_instance_says_that_it_is_synthetic(kit, kind, phase):
         assert ds.BurnedInAnnotation == "NO"
         assert ds.ImageType[0] == "DERIVED"
         assert ds.private_block(0x0071, PRIVATE_CREATOR)
+
+
+@every_kind
+def test_the_node_knows_its_own_when_it_comes_back(kit, kind):
+    _, made = make(kit, kind)
+    assert all(is_own(ds) for ds in made)
+    for ds in made:
+        ds.remove_private_tags()
+        ds.SeriesDescription = "ANONYMISED"
+        assert is_own(ds)
 
 
 @every_kind
