@@ -34,10 +34,9 @@ def make_ct_series(series: SourceSeries, synthesis: Synthesis, context: OutputCo
     is of a phase without a style.
     """
     check_synthesis(series, synthesis)
-    stored = to_stored(synthesis.volume.hu)
     derivation = Derivation(KIND, synthesis.phase.upper(), 0, series, synthesis, context)
     numbers = instance_numbers(series)
-    slices = [_slice(derivation, index, stored[index]) for index in range(len(stored))]
+    slices = [_slice(derivation, index, to_stored(hu)) for index, hu in enumerate(synthesis.volume.hu)]
     for ds, number in zip(slices, numbers, strict=True):
         ds.InstanceNumber = number
     return slices

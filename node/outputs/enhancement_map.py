@@ -65,7 +65,7 @@ def make_enhancement_map(series: SourceSeries, synthesis: Synthesis, context: Ou
 
 
 def _stored_difference(series: SourceSeries, synthesis: Synthesis) -> NDArray[np.uint16]:
-    """Synthetic minus source as both would be stored, offset and clipped; a slice at a time to save memory."""
+    """Synthetic minus source as both would be stored, offset and clipped, a slice at a time."""
     stored = np.empty(series.volume.hu.shape, dtype=np.uint16)
     for index, (made, source) in enumerate(zip(synthesis.volume.hu, series.volume.hu, strict=True)):
         difference = to_stored(made).astype(np.int32) - to_stored(source)
