@@ -17,8 +17,9 @@ from typing import Final
 
 import structlog
 from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
-from pynetdicom.dsutils import encode_file_meta
 
 from node.errors import NodeError
 from node.header import Header, HeaderRefused, read_header
@@ -168,7 +169,10 @@ def _file_head(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: s
     meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
     meta.TransferSyntaxUID = UID(transfer_syntax_uid)
     meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    return PREAMBLE + encode_file_meta(meta)
+    out = DicomBytesIO()
+    out.is_implicit_VR, out.is_little_endian = False, True
+    write_file_meta_info(out, meta, enforce_standard=False)  # enforcing adds pydicom's own version name
+    return PREAMBLE + out.getvalue()
 
 
 def _received(arrival: Arrival, header: Header, placed: Placed) -> ReceivedInstance:

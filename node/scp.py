@@ -7,9 +7,11 @@ it leaves open to a hostile peer is closed here: PDU and message lengths, half-s
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from types import TracebackType
 from typing import Any, Final, cast
@@ -78,6 +80,10 @@ MAX_WAITING_MESSAGES: Final = 4
 """Requests a peer may have sent ahead of our answers; without negotiation it is one (PS3.7 D.3.3.3)."""
 SPARE_CONNECTIONS: Final = 8
 """Connections beyond ``max_associations`` that are still heard, so that they can be told why not."""
+DATA_STATES: Final = frozenset({"Sta6", "Sta8"})
+"""States of the upper layer in which data may be sent (PS3.8 9.2.3)."""
+POLL_S: Final = 0.2
+"""Seconds between two looks whether to stop listening; a connection is heard at once."""
 STOP_GRACE_S: Final = 5.0
 """Seconds associations get to end by themselves when the node stops."""
 
@@ -145,7 +151,7 @@ class Listener:
         self._server = Server(
             ae, self.listen, supported_contexts(self.listen), handlers, self.max_instance_bytes
         )
-        threading.Thread(target=self._server.serve_forever, name="scp", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="scp", daemon=True).start()
         log.info("listening", port=self.port)
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
@@ -176,7 +182,7 @@ class Listener:
         """Refuse a peer that is not allowed, with the standard's reason (PS3.8 9.3.4)."""
         assoc = event.assoc
         request = assoc.requestor.primitive
-        if not isinstance(request, A_ASSOCIATE):  # the peer hung up before it asked: a load balancer's probe
+        if not isinstance(request, A_ASSOCIATE):  # it aborted before it asked
             assoc.is_aborted = True
             assoc.kill()
             return
@@ -262,6 +268,8 @@ class Server(ThreadedAssociationServer):
     ) -> None:
         self.listen = listen
         self.max_instance_bytes = max_instance_bytes
+        self._guard = threading.Lock()
+        self._waiting = 0
         super().__init__(
             ae,
             (listen.host, listen.port),
@@ -273,6 +281,22 @@ class Server(ThreadedAssociationServer):
         for event in PROTOCOL_LOG:
             self._handlers.pop(event, None)
         ae._servers.append(self)
+
+    def is_crowded(self) -> bool:
+        """Whether there are as many connections as are heard at once, associations or not yet."""
+        most = self.listen.max_associations + SPARE_CONNECTIONS
+        return self._waiting + len(self.active_associations) >= most
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A connection that has not said anything yet."""
+        with self._guard:
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._waiting -= 1
 
 
 class _Shared(list[PresentationContext]):
@@ -291,17 +315,28 @@ class Connection(RequestHandler):
     server: Server
 
     def handle(self) -> None:
-        """Hear the peer, unless there are too many already.
+        """Hear the peer, unless there are too many already or it has nothing to say.
 
-        The socket gets a time-out: a peer that stops in the middle of a PDU would hold its slot for ever.
+        A load balancer's probe connects and hangs up: it never becomes an association. The socket gets a
+        time-out: a peer that stops in the middle of a PDU would hold its slot for ever.
         """
         listen = self.server.listen
-        if len(self.server.active_associations) >= listen.max_associations + SPARE_CONNECTIONS:
+        if self.server.is_crowded():
             log.warning("connection closed", reason="too many connections")
-            self.server.shutdown_request(self.request)
+        elif self._speaks(listen.acse_timeout_s):
+            self.request.settimeout(listen.network_timeout_s)
+            super().handle()
             return
-        self.request.settimeout(listen.network_timeout_s)
-        super().handle()
+        self.server.shutdown_request(self.request)
+
+    def _speaks(self, timeout_s: float) -> bool:
+        """Whether the peer sends anything within ``timeout_s``."""
+        self.request.settimeout(timeout_s)
+        with self.server.waiting():
+            try:
+                return bool(self.request.recv(1, socket.MSG_PEEK))
+            except OSError:
+                return False
 
     def _create_association(self) -> Association:
         assoc = super()._create_association()
@@ -350,6 +385,11 @@ class BoundedMessages(DIMSEServiceProvider):
             self.dul.event_queue.put("Evt19")
             return
         super().receive_primitive(primitive)
+
+    def send_msg(self, primitive: Any, context_id: int) -> None:
+        """Send an answer, unless the association ended while it was made."""
+        if self.dul.state_machine.current_state in DATA_STATES:
+            super().send_msg(primitive, context_id)
 
     def _is_too_much(self) -> bool:
         if self.msg_queue.qsize() >= MAX_WAITING_MESSAGES:
