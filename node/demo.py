@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 
+from config.intake import SeriesLimits
 from config.settings import (
     ListenSettings,
     LogSettings,
@@ -23,12 +24,13 @@ from config.settings import (
     StoreDestination,
     WorkerSettings,
 )
-from engine.phantom import Phantom, make_phantom, organ_means
-from engine.volume import Float32, Volume
+from engine.phantom import Phantom, PhantomOptions, make_phantom, organ_means
+from engine.volume import Float32
 from node import scu
 from node.archive import Archive
 from node.errors import NodeError
 from node.ledger import Job, Ledger
+from node.models import ModelStore
 from node.outputs.encoding import to_bytes
 from node.overview import draw_overview, on_grid, panels_of, plane_centre
 from node.phantom_dicom import phantom_series
@@ -56,6 +58,22 @@ class DemoFailed(NodeError):
 
 
 @dataclass(frozen=True, slots=True)
+class DemoPlan:
+    """What to send and where to write.
+
+    Without a ``folder`` a phantom is made of ``seed`` and ``options``. ``models`` are bundle folders to use
+    instead of the shipped ones; ``limit_s`` bounds the wait for the series in seconds.
+    """
+
+    out: Path
+    folder: Path | None = None
+    seed: int = 20
+    options: PhantomOptions = field(default_factory=PhantomOptions)
+    models: tuple[Path, ...] = ()
+    limit_s: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
 class Returned:
     """One synthetic series as the archive holds it."""
 
@@ -70,6 +88,16 @@ class Returned:
     def folder(self) -> Path:
         """Where its files are."""
         return self.paths[0].parent
+
+
+@dataclass(frozen=True, slots=True)
+class Journey:
+    """Every series the node judged, what came back, and the source files by series UID."""
+
+    jobs: tuple[Job, ...]
+    returned: tuple[Returned, ...]
+    sources: Mapping[str, tuple[Path, ...]]
+    limits: SeriesLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,32 +126,40 @@ class DemoResult:
         return [job for job in self.jobs if job.state is state]
 
 
-def run_demo(folder: Path | None, out: Path, *, seed: int, limit_s: float, watch: Watch) -> DemoResult:
-    """Send ``folder``, or a phantom of ``seed``, through a node and wait until everything is judged or back.
+def run_demo(plan: DemoPlan, watch: Watch) -> DemoResult:
+    """Send a study through a node and wait until every series of it is judged, and back where it is ours.
 
-    Writes below ``out``: sent/ (the phantom), archive/, node/ and overview.png; what an earlier run left
+    Writes below ``plan.out``: sent/ (the phantom), archive/, node/ and overview.png; what an earlier run left
     there is removed. Raises DemoFailed where something was lost, DestinationUnreachable where nothing could
-    be sent, OSError where ``out`` cannot be written.
+    be sent, OSError where the folder cannot be written.
     """
     started = time.monotonic()
-    _clear(out, keep=folder)
-    phantom, paths = _study(folder, out / "sent", seed)
+    _clear(plan)
+    phantom, paths = _study(plan)
     prepared = time.monotonic()
-    with Archive(out / "archive", ae_title=ARCHIVE_AE) as archive:
-        settings = demo_settings(out / "node", archive.port)
+    journey = _travel(plan, paths, watch)
+    finished = time.monotonic()
+    overview, organs = _compare(plan.out, journey, phantom)
+    seconds = {"prepare": prepared - started, "journey": finished - prepared}
+    return DemoResult(journey.jobs, journey.returned, tuple(organs), overview, seconds)
+
+
+def _travel(plan: DemoPlan, paths: Sequence[Path], watch: Watch) -> Journey:
+    """Archive and node up, the study sent, everything waited for, node and archive down."""
+    with Archive(plan.out / "archive", ae_title=ARCHIVE_AE) as archive:
+        settings = demo_settings(plan.out / "node", archive.port)
+        for model in plan.models:
+            ModelStore(settings).activate(model)
         with Node(settings) as node:
             _send(node, paths, watch)
-            jobs = _wait(node, limit_s, watch)
-            returned = [
-                back for job in jobs if job.state is State.DELIVERED for back in _fetch(node, job, archive)
-            ]
+            jobs = _wait(node, plan.limit_s, watch)
+            came = [job for job in jobs if job.state is State.DELIVERED]
+            returned = [back for job in came for back in _fetch(node.ledger, job, archive)]
             sources = {
-                job.series_instance_uid: _source(node.ledger, job, settings) for job in jobs if _came(job)
+                job.series_instance_uid: tuple(one.path for one in node.ledger.instances(job.id))
+                for job in came
             }
-    finished = time.monotonic()
-    overview, organs = _compare(out, sources, returned, phantom, settings)
-    seconds = {"prepare": prepared - started, "journey": finished - prepared}
-    return DemoResult(tuple(jobs), tuple(returned), tuple(organs), overview, seconds)
+    return Journey(tuple(jobs), tuple(returned), sources, settings.intake.limits)
 
 
 def demo_settings(data_dir: Path, archive_port: int) -> Settings:
@@ -141,20 +177,23 @@ def demo_settings(data_dir: Path, archive_port: int) -> Settings:
     )
 
 
-def _clear(out: Path, keep: Path | None) -> None:
+def _clear(plan: DemoPlan) -> None:
     """Remove what an earlier run left; raises DemoFailed where that is the folder to be sent."""
     for name in ("sent", "archive", "node"):
-        old = out / name
-        if keep is not None and keep.resolve().is_relative_to(old.resolve()):
-            raise DemoFailed(f"{keep} would be removed with what an earlier demo left: choose another --out")
+        old = plan.out / name
+        if plan.folder is not None and plan.folder.resolve().is_relative_to(old.resolve()):
+            raise DemoFailed(
+                f"{plan.folder} is what an earlier demo left and goes away: choose another --out"
+            )
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _study(folder: Path | None, sent: Path, seed: int) -> tuple[Phantom | None, list[Path]]:
-    """The files to send: those of ``folder``, or of a phantom written below ``sent``."""
-    if folder is not None:
-        return None, scu.dicom_files(folder)
-    phantom = make_phantom(seed)
+def _study(plan: DemoPlan) -> tuple[Phantom | None, list[Path]]:
+    """The files to send: those of the folder, or of a phantom written to sent/."""
+    if plan.folder is not None:
+        return None, scu.dicom_files(plan.folder)
+    phantom = make_phantom(plan.seed, plan.options)
+    sent = plan.out / "sent"
     sent.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, ds in enumerate(phantom_series(phantom), start=1):
@@ -220,16 +259,12 @@ def _share(job: Job) -> float:
     return first + (last - first) * (job.progress if job.state is State.READY else 0.0)
 
 
-def _came(job: Job) -> bool:
-    return job.state in {State.DELIVERED, State.COMMITTED, State.PURGED}
-
-
-def _fetch(node: Node, job: Job, archive: Archive) -> list[Returned]:
+def _fetch(ledger: Ledger, job: Job, archive: Archive) -> list[Returned]:
     """The job's series as the archive answers for them; raises DemoFailed where one is missing or wrong."""
     peer = _peer("archive", archive.port, ARCHIVE_AE)
     expected: dict[str, list[str]] = {}
     labels: dict[str, tuple[str, str]] = {}
-    for output in node.ledger.outputs(job.id):
+    for output in ledger.outputs(job.id):
         expected.setdefault(output.series_instance_uid, []).append(output.sop_instance_uid)
         labels[output.series_instance_uid] = (output.phase, output.kind)
     found = {
@@ -273,33 +308,24 @@ def _check(back: Returned) -> None:
             raise DemoFailed(f"{path.name} of the {back.phase} {back.kind}: {'; '.join(problems)}")
 
 
-def _source(ledger: Ledger, job: Job, settings: Settings) -> Volume:
-    return read_series([one.path for one in ledger.instances(job.id)], settings.intake.limits).volume
-
-
-def _compare(
-    out: Path,
-    sources: Mapping[str, Volume],
-    returned: Sequence[Returned],
-    phantom: Phantom | None,
-    settings: Settings,
-) -> tuple[Path | None, list[OrganRow]]:
+def _compare(out: Path, journey: Journey, phantom: Phantom | None) -> tuple[Path | None, list[OrganRow]]:
     """The picture of the first translated series, and of a phantom the organs' HU beside the truth."""
-    series = [back for back in returned if back.kind == "ct_series"]
+    series = [back for back in journey.returned if back.kind == "ct_series"]
     if not series:
         return None, []
-    source = sources[series[0].source_series_uid]
+    first = series[0].source_series_uid
+    source = read_series(journey.sources[first], journey.limits).volume
     syntheses = {
-        back.phase: on_grid(read_series(back.paths, settings.intake.limits).volume, source.geometry)
+        back.phase: on_grid(read_series(back.paths, journey.limits).volume, source.geometry)
         for back in series
-        if back.source_series_uid == series[0].source_series_uid
+        if back.source_series_uid == first
     }
     truths = {phase: phantom.phases[phase] for phase in syntheses} if phantom else {}
-    panels = panels_of(source.hu, syntheses, truths)
     subject = f"Phantom, seed {phantom.seed}." if phantom else "Source series as sent."
     caption = f"SYNTHETIC IMAGES, NOT ACQUIRED. Research use only, not for diagnosis. {subject}"
     path = out / "overview.png"
-    draw_overview(path, panels, source.geometry, plane_centre(source.hu, list(syntheses.values())), caption)
+    at = plane_centre(source.hu, list(syntheses.values()))
+    draw_overview(path, panels_of(source.hu, syntheses, truths), source.geometry, at, caption)
     return path, _organ_rows(source.hu, syntheses, phantom) if phantom else []
 
 

@@ -11,9 +11,11 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from config.settings import LogSettings
+from node import log as node_log
 from node.commands.exits import FAILED, REJECTED
 from node.commands.screen import err, say, show_table
-from node.demo import DemoResult, Watch, run_demo
+from node.demo import DemoPlan, DemoResult, Watch, run_demo
 from node.states import State
 
 
@@ -25,6 +27,12 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything the demo writes.")] = Path(
         "build/demo"
     ),
+    models: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--model", exists=True, help="Bundle to use for its phase, not the shipped one; repeatable."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the phantom.")] = 20,
     limit_s: Annotated[
         float, typer.Option("--limit", min=1, help="Seconds to wait for the series.")
@@ -37,8 +45,10 @@ def demo(
     writes a picture. Exit 0 only if they really came back.
     """
     say(f"sending {folder or f'a phantom of seed {seed}'} to a node on this machine")
+    plan = DemoPlan(out, folder, seed=seed, models=tuple(models or ()), limit_s=limit_s)
+    node_log.configure(LogSettings(level="warning"))
     with _bars() as watch:
-        result = run_demo(folder, out, seed=seed, limit_s=limit_s, watch=watch)
+        result = run_demo(plan, watch)
     _report(result, out)
     if result.in_state(State.PARKED):
         raise typer.Exit(FAILED)
