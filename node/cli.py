@@ -66,6 +66,8 @@ class Lazy(TyperCommand):
 
     def load(self) -> Any:
         """The real command; raises MissingExtra where a package it needs is not installed."""
+        if self.extra is None:
+            _log_quietly()
         try:
             target = self.entry.load()
         except ModuleNotFoundError as error:
@@ -77,6 +79,14 @@ class Lazy(TyperCommand):
         alone = typer.Typer(add_completion=False, rich_markup_mode=None)
         alone.command()(target)
         return typer.main.get_command(alone)
+
+
+def _log_quietly() -> None:
+    """Only what goes wrong is logged, and to standard error, unless the command says otherwise."""
+    from config.settings import LogSettings  # noqa: PLC0415
+    from node import log as node_log  # noqa: PLC0415
+
+    node_log.configure(LogSettings(level="warning"))
 
 
 def plugins() -> dict[str, Lazy]:
@@ -150,7 +160,7 @@ def _root(
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; ends the process with an exit code of :data:`node.commands.exits.EXIT_CODES`."""
     try:
-        app(None if args is None else list(args))
+        app(None if args is None else list(args), prog_name="s2node")
     except Exception as error:
         code = exit_code_of(error)
         if code is None:

@@ -14,7 +14,12 @@ from node.commands.exits import FAILED
 from node.commands.options import AsJson, ConfigFile, config_file, settings_of
 from node.commands.screen import err, say, show_json
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Check and show the configuration.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Check and show the configuration.",
+)
 
 
 def init(

@@ -11,8 +11,6 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from config.settings import LogSettings
-from node import log as node_log
 from node.commands.exits import FAILED, REJECTED
 from node.commands.screen import err, say, show_table
 from node.demo import DemoPlan, DemoResult, Watch, run_demo
@@ -46,7 +44,6 @@ def demo(
     """
     say(f"sending {folder or f'a phantom of seed {seed}'} to a node on this machine")
     plan = DemoPlan(out, folder, seed=seed, models=tuple(models or ()), limit_s=limit_s)
-    node_log.configure(LogSettings(level="warning"))
     with _bars() as watch:
         result = run_demo(plan, watch)
     _report(result, out)

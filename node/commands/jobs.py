@@ -19,7 +19,10 @@ from node.states import State
 LEDGER = "ledger.sqlite3"
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="See and mend what the node is working on."
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="See and mend what the node is working on.",
 )
 
 JobNumber = Annotated[int, typer.Argument(help="Number of the job, as `s2node jobs list` shows it.")]

@@ -15,7 +15,10 @@ from node.commands.screen import err, moment, say, show_rows, show_table
 from node.models import ModelStore
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="See, check and change the models in use."
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="See, check and change the models in use.",
 )
 
 Model = Annotated[str, typer.Argument(help="Folder of a bundle, or the id of a model that is listed.")]
