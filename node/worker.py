@@ -45,6 +45,11 @@ log = structlog.get_logger("node.worker")  # not __name__: the process runs this
 IDLE_S = 0.25
 """Seconds between two looks into the ledger while there is nothing to do."""
 
+STALLED_S = 1800.0
+"""Seconds without progress after which a job counts as hanging: no tile and no reading takes as long."""
+EXIT_STALLED = 70
+"""EX_SOFTWARE of sysexits.h."""
+
 
 class HandedBack(BaseException):
     """Let go of the job: the node stops, or the lease is not ours any more. Not an error of the job."""
@@ -77,12 +82,27 @@ def digest_of(folder: Path) -> str:
 
 
 class Heartbeat:
-    """Renews a lease in a thread of its own while the job is worked on; used in a ``with`` statement."""
+    """Renews a lease in a thread of its own while the job is worked on; used in a ``with`` statement.
 
-    def __init__(self, renew: Callable[[float], bool], every_s: float, stopping: Event) -> None:
+    Work that shows no progress for ``stalled_s`` hangs in the runtime, where nothing can stop it but the end
+    of the process: that is ``on_stall``, and the node starts another worker.
+    """
+
+    def __init__(
+        self,
+        renew: Callable[[float], bool],
+        every_s: float,
+        stopping: Event,
+        *,
+        stalled_s: float = STALLED_S,
+        on_stall: Callable[[], None] = lambda: os._exit(EXIT_STALLED),
+    ) -> None:
         self._renew = renew
         self._every_s = every_s
         self._stopping = stopping
+        self._stalled_s = stalled_s
+        self._on_stall = on_stall
+        self._advanced = time.monotonic()
         self._done = Event()
         self._lost = Event()
         self._progress = 0.0
@@ -90,7 +110,7 @@ class Heartbeat:
 
     def progress(self, fraction: float) -> None:
         """Called by the work as it advances (0–1); raises HandedBack where it should not go on."""
-        self._progress = fraction
+        self._progress, self._advanced = fraction, time.monotonic()
         if self._stopping.is_set() or self._lost.is_set():
             raise HandedBack
 
@@ -106,6 +126,10 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._done.wait(self._every_s):
+            if time.monotonic() - self._advanced > self._stalled_s:
+                log.error("job stands still", progress=round(self._progress, 3))
+                self._on_stall()
+                return
             if not self._renew(self._progress):
                 self._lost.set()
                 return

@@ -75,9 +75,12 @@ def associated(peer: StoreDestination, contexts: list[PresentationContext]) -> I
     ae.acse_timeout = peer.acse_timeout_s
     ae.dimse_timeout = peer.dimse_timeout_s
     ae.network_timeout = peer.network_timeout_s
-    assoc = ae.associate(
-        peer.host, peer.port, contexts=contexts, ae_title=peer.ae_title, max_pdu=peer.max_pdu_bytes
-    )
+    try:
+        assoc = ae.associate(
+            peer.host, peer.port, contexts=contexts, ae_title=peer.ae_title, max_pdu=peer.max_pdu_bytes
+        )
+    except OSError as error:
+        raise DestinationUnreachable(f"no connection: {error.strerror}") from error
     if not assoc.is_established:
         raise why_not(assoc)
     try:

@@ -106,6 +106,12 @@ def test_where_nobody_listens_the_destination_is_unreachable(ct_files):
             next(cstore.deliver(nobody, ct_files))
 
 
+def test_a_host_nobody_knows_is_unreachable(ct_files):
+    nowhere = StoreDestination(name="pacs", host="no-such-host.invalid", port=104, ae_title="PEER")
+    with pytest.raises(DestinationUnreachable, match="no connection"):
+        next(cstore.deliver(nowhere, ct_files))
+
+
 @pytest.mark.parametrize("options", [{"ae_title": "WRONG"}, {"calling_ae_title": "STRANGER"}])
 def test_a_wrong_ae_title_is_refused_for_good(store_peer, ct_files, options):
     peer = store_peer(calling=["S2NODE"])

@@ -252,6 +252,13 @@ def test_work_whose_lease_was_lost_is_told_at_its_next_step():
             heartbeat.progress(0.1)
 
 
+def test_work_that_stands_still_ends_its_process(bench):
+    ended = Event()
+    with Heartbeat(lambda _: True, 0.01, Event(), stalled_s=0.05, on_stall=ended.set) as heartbeat:
+        heartbeat.progress(0.1)
+        assert ended.wait(5)
+
+
 def test_work_goes_on_until_told_to_stop(bench, new_series):
     job_id = bench.ready(new_series(1))
     thread = Thread(target=bench.worker.run)
@@ -288,7 +295,7 @@ def spawn(settings):
     return child
 
 
-def until(condition, seconds=30.0):
+def until(condition, seconds=120.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end and not condition():
         time.sleep(0.02)
