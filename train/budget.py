@@ -15,7 +15,7 @@ from train.config import LoopConfig, OptimiserConfig
 
 @dataclass(slots=True)
 class Budget:
-    """``step`` steps and ``elapsed_s`` seconds of training are done; 𝒯 is ``loop.steps`` / ``max_minutes``."""
+    """``step`` steps and ``elapsed_s`` seconds are done, of ``loop.steps`` and ``max_minutes``."""
 
     loop: LoopConfig
     step: int = 0

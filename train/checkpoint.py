@@ -87,7 +87,7 @@ def require_same(file: Path, checkpoint: Checkpoint, digest: str) -> None:
 
 def rng_state() -> dict[str, Any]:
     """State of every global generator, as plain numbers and tensors."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    kind, keys, *rest = np.random.get_state()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
@@ -104,6 +104,6 @@ def restore_rng(state: Mapping[str, Any]) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from train.checkpoint import CheckpointUnusable
 from train.config import TrainConfig, TrainConfigInvalid, load_train_config
-from train.data import PairsUnusable
+from train.real import PairsUnusable
 
 EXIT_CONFIG = 78
 EXIT_FAILED = 1
 DEFAULT_CACHE = Path("runs/cache")
 
-app = typer.Typer(help="Train the S²LDM: stage 1 (autoencoder), then stage 2 (diffusion).", no_args_is_help=True)
+app = typer.Typer(
+    help="Train the S²LDM: stage 1 (autoencoder), then stage 2 (diffusion).", no_args_is_help=True
+)
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="Training configuration, TOML.")]
-PhaseName = Annotated[Optional[str], typer.Option("--phase", help="arterial or venous, instead of the file's.")]  # noqa: UP045
+PhaseName = Annotated[str | None, typer.Option("--phase", help="arterial or venous, instead of the file's.")]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
 CacheFolder = Annotated[Path, typer.Option("--cache", help="Where prepared cases are kept between runs.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out, or fail.")]

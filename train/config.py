@@ -1,3 +1,4 @@
+# LEAD TO T1: runs stopped, READ /tmp/setup/NOTE_T1.md NOW (delete this line)
 """Everything a training run may be told: frozen, typed, with units; unknown keys are errors.
 
 One TOML file holds both stages, because stage 2 is meaningless without the stage 1 it stands on.
@@ -32,7 +33,7 @@ class DataConfig(Frozen):
 
     source: Literal["phantom", "folder"] = "phantom"
     folder: str = ""
-    """With ``source = "folder"``: one sub-folder a case holding ncct and <phase> volumes (.nii.gz or .mha)."""
+    """With ``source = "folder"``: where ``pairs.tsv`` and the volumes of ``s2node convert`` lie."""
     phase: Phase = "venous"
     window_hu: tuple[float, float] = (-200.0, 400.0)
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (3.0, 1.5, 1.5)
@@ -124,7 +125,9 @@ class AutoencoderLossConfig(Frozen):
     quan: Weight = 1.0
     sim: Weight = 0.1
     translate: Weight = 1.0
-    """Weight of L1(D(E_n), x_c); 0 is the paper."""
+    """Weight of L_rec(x_c, D(E_n)); 0 is the paper."""
+    square: Weight = 0.0
+    """Squared error added to the absolute one in L_rec and the translation term; 0 is plain L1."""
     x_f: Literal["none", "unsharp", "laplacian"] = "none"
     frequency: Weight = 0.1
     """Weight of the L1 between log-amplitudes of the spectra of target and reconstruction."""
@@ -156,7 +159,12 @@ class AutoencoderConfig(Frozen):
     res_blocks: tuple[PositiveInt, ...] = (1, 1)
     latent_channels: PositiveInt = 8
     norm_groups: PositiveInt = 8
+    source_skip: Literal["none", "residual"] = "residual"
+    """none: D(z), the paper. residual: D(z, x_n) = x_n + delta(z, x_n); z carries the enhancement."""
     exit_channels: PositiveInt = 4
+    """Channels at full resolution."""
+    head_channels: PositiveInt = 32
+    """residual: channels at patch resolution where decoder and source meet."""
     quantizer: QuantizerConfig = QuantizerConfig()
     similarity: SimilarityConfig = SimilarityConfig()
     loss: AutoencoderLossConfig = AutoencoderLossConfig()
@@ -189,7 +197,7 @@ class MaskConfig(Frozen):
     enabled: bool = True
     alpha: Weight = 2.0
     beta: Weight = 2.0
-    """bridge: weight 1 + beta(tau) (1 - c) / 2 with beta(tau) rising linearly to this at half the training."""
+    """bridge: weight 1 + beta(tau) (1 - c) / 2; beta(tau) rises linearly to this at half the training."""
 
 
 class SamplerConfig(Frozen):

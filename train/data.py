@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,19 +22,18 @@ from torch import Tensor
 from engine.phantom import LABELS, PhantomOptions, make_phantom
 from engine.volume import Float32
 from train.config import DataConfig
+from train.disk import save_array
+from train.real import folder_pairs
 
 ENHANCING = (
-    "aorta", "portal_vein", "liver", "spleen", "renal_cortex", "pancreas", "ivc", "hepatic_veins", "renal_vessels",
+    "aorta", "portal_vein", "liver", "spleen", "renal_cortex", "pancreas", "ivc", "hepatic_veins",
+    "renal_vessels",
 )  # fmt: skip
 """Organs that crops are centred in; the vessels among them are a thousandth of the volume."""
-PHANTOM_VERSION = 1
+PHANTOM_VERSION = 2
 """Raise it when the phantom draws other voxels for the same seed: cached cases are then made anew."""
 CENTRES_PER_ORGAN = 512
 PHASES = ("ncct", "arterial", "venous")
-
-
-class PairsUnusable(Exception):
-    """The configured source cannot supply pairs; says which case and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +83,23 @@ class Pairs:
         return [int(v) for v in np.clip(corner, 0, room)]
 
 
-def training_pairs(config: DataConfig, cache: Path, on_case: Callable[[int, int], None] | None = None) -> Pairs:
+def training_pairs(
+    config: DataConfig, cache: Path, on_case: Callable[[int, int], None] | None = None
+) -> Pairs:
     """The pairs stage 1 and 2 learn from; makes and caches what is missing."""
     if config.source == "folder":
-        return Pairs(config, _folder_cases(config, cache))
+        return Pairs(config, [_open_case(stem) for stem in folder_pairs(config, cache)[:-1]])
     seeds = range(config.first_seed, config.first_seed + config.phantoms)
     return Pairs(config, _phantom_cases(config, cache, seeds, on_case))
 
 
 def validation_pairs(config: DataConfig, cache: Path) -> Pairs:
     """A few cases never learnt from, for the curve in TensorBoard. With folders: the last case."""
+    quiet = config.model_copy(update={"extra_noise_hu": 0.0})
     if config.source == "folder":
-        return Pairs(config, _folder_cases(config, cache)[-1:])
+        return Pairs(quiet, [_open_case(stem) for stem in folder_pairs(config, cache)[-1:]])
     seeds = range(config.validation_seed, config.validation_seed + config.validation_phantoms)
-    return Pairs(config.model_copy(update={"extra_noise_hu": 0.0}), _phantom_cases(config, cache, seeds))
+    return Pairs(quiet, _phantom_cases(config, cache, seeds))
 
 
 def _phantom_cases(
@@ -138,8 +139,8 @@ def _make_phantom_case(config: DataConfig, folder: Path, seed: int) -> None:
     hu = np.stack([np.rint(phantom.phases[p]).clip(-2000, 4000).astype(np.int16) for p in PHASES])
     organs = [_centres(rng, phantom.labels == LABELS[organ]) for organ in ENHANCING]
     found = [c for c in organs if c is not None]
-    _save(folder / f"{seed}.centres.npy", np.stack(found) if found else np.zeros((0, 1, 3), np.int16))
-    _save(folder / f"{seed}.npy", hu)
+    save_array(folder / f"{seed}.centres.npy", np.stack(found) if found else np.zeros((0, 1, 3), np.int16))
+    save_array(folder / f"{seed}.npy", hu)
 
 
 def _centres(rng: np.random.Generator, organ: NDArray[np.bool_]) -> NDArray[np.int16] | None:
@@ -150,21 +151,16 @@ def _centres(rng: np.random.Generator, organ: NDArray[np.bool_]) -> NDArray[np.i
     return np.stack(np.unravel_index(chosen, organ.shape), axis=1).astype(np.int16)
 
 
+def _open_case(stem: Path) -> Case:
+    """A case that ``folder_pairs`` prepared."""
+    hu = np.load(stem.with_suffix(".npy"), mmap_mode="r")
+    return Case(hu[0], hu[1], np.load(stem.with_suffix(".centres.npy")))
+
+
 def _open_phantom_case(folder: Path, seed: int, config: DataConfig) -> Case:
     phases = np.load(folder / f"{seed}.npy", mmap_mode="r")
     centres = np.load(folder / f"{seed}.centres.npy")
     return Case(phases[0], phases[PHASES.index(config.phase)], centres)
-
-
-def _folder_cases(config: DataConfig, cache: Path) -> list[Case]:
-    raise PairsUnusable(f"{config.folder}: not written yet")
-
-
-def _save(path: Path, array: NDArray[np.int16]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, array)
-    temporary.replace(path)
 
 
 @contextmanager
@@ -177,5 +173,3 @@ def _lock(path: Path, wait: bool) -> Iterator[bool]:
             yield False
             return
         yield True
-
-

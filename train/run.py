@@ -45,7 +45,7 @@ def now_utc() -> str:
 
 @dataclass(slots=True)
 class Monitor:
-    """Shows and records a stage's numbers: a bar on a terminal, a line now and then elsewhere, TensorBoard always."""
+    """Shows and records a stage's numbers: a bar on a terminal, else a line at times; TensorBoard always."""
 
     folder: Path
     budget: Budget
@@ -83,7 +83,9 @@ class Monitor:
 
     def _show(self) -> None:
         text = " ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in self.latest.items())
-        head = f"step {self.budget.step} · {self.budget.progress:.1%} · {self.budget.left_s / 60:.1f} min left"
+        head = (
+            f"step {self.budget.step} · {self.budget.progress:.1%} · {self.budget.left_s / 60:.1f} min left"
+        )
         if self._progress:
             self._progress.update(self._progress.task_ids[0], completed=self.budget.progress, text=head)
         elif time.monotonic() - self._last_line > 10:
@@ -96,4 +98,6 @@ def _cpu_model() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.processor())
+    return next(
+        (x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.processor()
+    )

@@ -1,8 +1,9 @@
-"""Stage 1's network: one syncretic encoder for both phases, one decoder that only paints x_c (paper, fig. 2)."""
+"""Stage 1's network (paper, fig. 2): one encoder for both phases, one decoder that only paints x_c."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
 from monai.networks.nets.autoencoderkl import Decoder, Encoder
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from train.config import AutoencoderConfig, Shape
 from train.s2ldm.quantizer import Quantized, VectorQuantizer
+
+IN_PLANE: dict[str, Any] = {"kernel_size": (1, 3, 3), "padding": (0, 1, 1)}
 
 
 def space_to_depth(x: Tensor, patch: Shape) -> Tensor:
@@ -39,11 +42,57 @@ class StageOne(NamedTuple):
     codes: Tensor | None
 
 
+class PlainExit(nn.Module):
+    """``source_skip = "none"``, the paper: D(z) alone; one small convolution smooths the pixel shuffle."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.patch = config.patch_embed
+        self.features = math.prod(self.patch) * config.exit_channels
+        self.last = nn.Conv3d(config.exit_channels, 1, **IN_PLANE)
+
+    def forward(self, features: Tensor, x_n: Tensor) -> Tensor:
+        """Decoder features at patch resolution to x_c; ``x_n`` is not looked at."""
+        return self.last(depth_to_space(features, self.patch))
+
+
+class ResidualExit(nn.Module):
+    """``source_skip = "residual"``: D(z, x_n) = x_n + Δ(z, x_n), Δ begun at zero.
+
+    The latent then carries only what contrast adds; anatomy comes from the source, which service has too.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.patch = config.patch_embed
+        self.features = config.head_channels - math.prod(self.patch)
+        width, full = config.head_channels, config.exit_channels
+        self.merge = nn.Sequential(
+            nn.Conv3d(width, width, kernel_size=3, padding=1),
+            nn.GroupNorm(config.norm_groups, width),
+            nn.SiLU(),
+            nn.Conv3d(width, math.prod(self.patch) * full, kernel_size=3, padding=1),
+        )
+        self.refine = nn.Sequential(nn.Conv3d(full + 1, 2 * full, **IN_PLANE), nn.SiLU())
+        self.last = nn.Conv3d(2 * full, 1, **IN_PLANE)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, features: Tensor, x_n: Tensor) -> Tensor:
+        """Decoder features at patch resolution and the source to x_c."""
+        merged = self.merge(torch.cat([features, space_to_depth(x_n, self.patch)], dim=1))
+        full = torch.cat([depth_to_space(merged, self.patch), x_n], dim=1)
+        return x_n + self.last(self.refine(full))
+
+
+EXITS: dict[str, type[PlainExit] | type[ResidualExit]] = {"none": PlainExit, "residual": ResidualExit}
+
+
 class SyncreticAutoencoder(nn.Module):
     """E: x in [-1, 1] (B, 1, D, H, W) to pre-quantisation latents (B, C, d, h, w); D: latents to x_c.
 
-    Both sides are MONAI's; space-to-depth at the door keeps full-resolution convolutions cheap, and one small
-    convolution after the pixel shuffle takes the checkerboard out.
+    Both sides are MONAI's; space-to-depth at the door keeps full-resolution convolutions cheap. D also takes
+    x_n, which only the exit of ``source_skip = "residual"`` looks at.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -62,13 +111,13 @@ class SyncreticAutoencoder(nn.Module):
         }
         moments = 2 if config.quantizer.regularizer == "kl" else 1
         self.encoder = Encoder(in_channels=voxels, out_channels=moments * config.latent_channels, **shared)
+        self.exit = EXITS[config.source_skip](config)
         self.decoder = Decoder(
             in_channels=config.latent_channels,
-            out_channels=voxels * config.exit_channels,
+            out_channels=self.exit.features,
             use_convtranspose=True,
             **shared,
         )
-        self.exit = nn.Conv3d(config.exit_channels, 1, kernel_size=(1, 3, 3), padding=(0, 1, 1))
         self.quantizer = _quantizer(config) if config.quantizer.regularizer == "vq" else None
 
     def moments(self, x: Tensor) -> Tensor:
@@ -79,22 +128,22 @@ class SyncreticAutoencoder(nn.Module):
         """Pre-quantisation latent of x; with ``kl`` its mean."""
         return self.moments(x)[:, : self.config.latent_channels]
 
-    def paint(self, latent: Tensor) -> Tensor:
+    def paint(self, latent: Tensor, x_n: Tensor) -> Tensor:
         """D without quantiser."""
-        return self.exit(depth_to_space(self.decoder(latent), self.config.patch_embed))
+        return self.exit(self.decoder(latent), x_n)
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, x_n: Tensor) -> Tensor:
         """D as in service: quantised first where ``quantize_at_decode`` says so."""
         if self.quantizer is not None and self.config.quantizer.quantize_at_decode:
             latent = self.quantizer.lookup(latent)
-        return self.paint(latent)
+        return self.paint(latent, x_n)
 
     def forward(self, x_n: Tensor, x_c: Tensor) -> StageOne:
         """Encode both with the same weights, quantise, decode both towards x_c."""
         sources = torch.cat([x_c, x_n]) if self.config.syncretic else x_c
         moments = self.moments(sources).float()
         latent, mean, l_quan, codes = self._regularize(moments, batch=len(x_c))
-        painted = self.paint(latent).float()
+        painted = self.paint(latent, x_n.repeat(len(sources) // len(x_c), 1, 1, 1, 1)).float()
         b = len(x_c)
         if not self.config.syncretic:
             return StageOne(mean, None, painted, None, l_quan, codes)

@@ -54,7 +54,11 @@ def sampler_spec(config: DiffusionConfig) -> SamplerSpec:
 
 
 def pose(
-    config: DiffusionConfig, e_n: Tensor, e_c: Tensor, progress: float, generator: torch.Generator | None = None
+    config: DiffusionConfig,
+    e_n: Tensor,
+    e_c: Tensor,
+    progress: float,
+    generator: torch.Generator | None = None,
 ) -> Problem:
     """Draw t and ε and pose the configured formulation's question; ``progress`` is τ/𝒯 of eq. 3."""
     noise = torch.randn(e_c.shape, generator=generator, device=e_c.device)

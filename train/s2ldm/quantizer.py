@@ -44,8 +44,7 @@ class VectorQuantizer(nn.Module):
 
     def rows(self, latent: Tensor) -> Tensor:
         """(B, C, D, H, W) to (B·G·D·H·W, C/G)."""
-        b, c, *space = latent.shape
-        return latent.reshape(b, self.groups, self.dim, -1).transpose(2, 3).reshape(-1, self.dim)
+        return latent.reshape(len(latent), self.groups, self.dim, -1).transpose(2, 3).reshape(-1, self.dim)
 
     def unrows(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """The inverse of ``rows``."""

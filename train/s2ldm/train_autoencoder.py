@@ -1,4 +1,6 @@
-"""Stage 1 from top to bottom: ``s2node train autoencoder --config config/train/demo.toml --phase venous --out runs/v1``.
+"""Stage 1 from top to bottom.
+
+``s2node train autoencoder --config config/train/demo.toml --phase venous --out runs/venous-1``
 
 Eq. 2: L_auto = λ_r L_rec(x_F, D(E_c)) + λ_q L_quan + λ_s L_sim(E_c, E_n), with the patch adversary the text
 names and ``translate`` · L1(D(E_n), x_c), each by its weight in the configuration.
@@ -76,9 +78,7 @@ def build(config: AutoencoderConfig, fabric: lightning.fabric.Fabric) -> Models:
     """Networks, their average and their optimisers."""
     o = config.optimiser
     autoencoder = SyncreticAutoencoder(config).to(memory_format=torch.channels_last_3d)
-    optimiser = torch.optim.AdamW(
-        autoencoder.parameters(), lr=o.lr, betas=o.betas, weight_decay=o.weight_decay
-    )
+    optimiser = torch.optim.AdamW(autoencoder.parameters(), o.lr, o.betas, weight_decay=o.weight_decay)
     ema = AveragedModel(autoencoder, multi_avg_fn=get_ema_multi_avg_fn(config.loop.ema))
     autoencoder, optimiser = fabric.setup(autoencoder, optimiser)
     if config.adversarial.weight == 0:
@@ -87,7 +87,9 @@ def build(config: AutoencoderConfig, fabric: lightning.fabric.Fabric) -> Models:
     critic = PatchDiscriminator(
         spatial_dims=3, channels=a.channels, in_channels=1, num_layers_d=a.layers, norm="INSTANCE"
     )
-    critic, critic_optimiser = fabric.setup(critic, torch.optim.AdamW(critic.parameters(), lr=a.lr, betas=o.betas))
+    critic, critic_optimiser = fabric.setup(
+        critic, torch.optim.AdamW(critic.parameters(), lr=a.lr, betas=o.betas)
+    )
     return Models(autoencoder, fabric.to_device(ema), optimiser, critic, critic_optimiser)
 
 
@@ -122,7 +124,12 @@ def loop(
 
 
 def step(
-    config: TrainConfig, fabric: lightning.fabric.Fabric, models: Models, progress: float, x_n: Tensor, x_c: Tensor
+    config: TrainConfig,
+    fabric: lightning.fabric.Fabric,
+    models: Models,
+    progress: float,
+    x_n: Tensor,
+    x_c: Tensor,
 ) -> dict[str, Tensor]:
     """One optimiser step of the autoencoder and, once it has started, one of the discriminator."""
     this = config.autoencoder
@@ -154,7 +161,7 @@ def stage_one_terms(
     target = losses.high_frequency_target(x_c, weigh.x_f)
     low, high = config.data.window_hu
     voxels = losses.enhancement_weight(x_n, x_c, weigh.enhancement, high - low)
-    l_rec = losses.weighted_l1(out.from_c, target, voxels)
+    l_rec = losses.reconstruction(out.from_c, target, voxels, weigh.square)
     terms = {"loss/rec": weigh.rec * l_rec, "loss/quan": weigh.quan * out.l_quan}
     if weigh.frequency:
         terms["loss/frequency"] = weigh.frequency * losses.frequency_loss(out.from_c, target)
@@ -164,7 +171,7 @@ def stage_one_terms(
         if weigh.sim:
             terms["loss/sim"] = weigh.sim * warm * l_sim(out.e_n, out.e_c, this.similarity, body)
         if weigh.translate:
-            l_translate = losses.weighted_l1(out.from_n, x_c, voxels)
+            l_translate = losses.reconstruction(out.from_n, x_c, voxels, weigh.square)
             terms["loss/translate"] = weigh.translate * l_translate
         terms["cosine"] = cosine(out.e_n, out.e_c).mean()
     if out.codes is not None:
@@ -178,7 +185,7 @@ def adversarial_term(
     """Weight · λ · the generator's loss on D(E_c)."""
     assert models.discriminator is not None
     fooled = losses.generator_loss(models.discriminator(out.from_c)[-1].float(), this.adversarial.kind)
-    last = models.autoencoder.module.exit.weight
+    last = models.autoencoder.module.exit.last.weight
     balance = losses.adaptive_weight(terms["loss/rec"], fooled, last) if this.adversarial.adaptive else 1.0
     return this.adversarial.weight * balance * fooled
 
@@ -209,7 +216,7 @@ def validate(
     for i in range(count):
         x_n, x_c = (fabric.to_device(x) for x in held_out.batch(1, i, 1))
         with fabric.autocast():
-            translated, rebuilt = (autoencoder.decode(autoencoder.encode(x)).float() for x in (x_n, x_c))
+            translated, rebuilt = (autoencoder.decode(autoencoder.encode(x), x_n).float() for x in (x_n, x_c))
         sums += torch.tensor([psnr(x, x_c) for x in (x_n, translated, rebuilt)])
     names = ("identity", "stage1", "rebuilt")
     return {f"psnr/{name}": float(value) for name, value in zip(names, sums / count, strict=True)}
@@ -231,7 +238,7 @@ def start(precision: str, threads: int, seed: int) -> lightning.fabric.Fabric:
 
 
 def pick_up(file: Path, resume: bool, stage: str, config: TrainConfig, models: Any, budget: Budget) -> None:
-    """Resume from ``file`` or make sure that nothing there would be overwritten. Raises CheckpointUnusable."""
+    """Resume from ``file``, or see that nothing there would be overwritten. Raises CheckpointUnusable."""
     if not resume:
         if file.exists():
             raise ckpt.CheckpointUnusable(file, "exists already: add --resume or choose another --out")

@@ -1,4 +1,6 @@
-"""Stage 2 from top to bottom: ``s2node train diffusion --config config/train/demo.toml --autoencoder runs/v1 --out runs/v2``.
+"""Stage 2 from top to bottom.
+
+``s2node train diffusion --config config/train/demo.toml --autoencoder runs/venous-1 --out runs/venous-2``
 
 The autoencoder of stage 1 is frozen and travels inside the checkpoint, so that one file is a whole model.
 Latents are divided by their standard deviation, measured once; eq. 3's 𝒯 is kept in the checkpoint.
@@ -158,7 +160,12 @@ def loop(
 
 
 def step(
-    config: TrainConfig, fabric: lightning.fabric.Fabric, models: Models, progress: float, x_n: Tensor, x_c: Tensor
+    config: TrainConfig,
+    fabric: lightning.fabric.Fabric,
+    models: Models,
+    progress: float,
+    x_n: Tensor,
+    x_c: Tensor,
 ) -> dict[str, Tensor]:
     """Encode, pose the question, one optimiser step of the denoiser."""
     this = config.diffusion
@@ -201,7 +208,7 @@ def validate(
         e_n, _ = encode_pair(fabric, models, x_n, x_c)
         z = translate(config, fabric, denoiser, e_n, seed=i)
         with fabric.autocast():
-            painted = [models.autoencoder.decode(latent / models.scale).float() for latent in (e_n, z)]
+            painted = [models.autoencoder.decode(latent / models.scale, x_n).float() for latent in (e_n, z)]
         sums += torch.tensor([psnr(x, x_c) for x in (x_n, *painted)])
     names = ("identity", "stage1", "model")
     return {f"psnr/{name}": float(value) for name, value in zip(names, sums / count, strict=True)}
