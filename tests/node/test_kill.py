@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from random import Random
@@ -39,10 +40,19 @@ QUIET_S = 2.0
 
 
 class Victim:
-    """The node as processes of their own, in one group."""
+    """The node as processes of their own, in one group; none of them outlives the ``with`` block."""
 
     def __init__(self, settings):
         self.settings = settings
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
 
     def start(self):
         self.process = subprocess.Popen(
@@ -173,9 +183,8 @@ def test_a_killed_node_loses_nothing_and_sends_every_series_back_once(
             {"name": "disk", "kind": "folder", "path": disk},
         ],
     )
-    rng, victim, senders, found = Random(SEED), Victim(settings), [], []
-    with Ledger(settings.storage.data_dir / LEDGER_FILE) as ledger:
-        victim.start()
+    rng, senders, found = Random(SEED), [], []
+    with Ledger(settings.storage.data_dir / LEDGER_FILE) as ledger, Victim(settings) as victim:
         for number in range(KILLS):
             sender = Sender(settings.listen.port, new_series(number))
             sender.uid = sender.series[0].SeriesInstanceUID
@@ -211,7 +220,7 @@ def listening(port):
 
 
 def undisturbed(settings, ledger):
-    """The same jobs built once, in this process, from the files as they were sent: bytes by SOP Instance UID."""
+    """The same jobs built once, in this process, from the files as sent: bytes by SOP Instance UID."""
     engines = Engines(ModelStore(settings), SessionPolicy(provider="cpu", threads=1)).active()
     files = {}
     for job in ledger.jobs():
