@@ -8,6 +8,7 @@ JOBS   ?= 2
 INPUT  ?=
 OUT    ?= build/demo
 SEED   ?=
+KILLS  ?= 30
 
 export OMP_NUM_THREADS ?= 2
 
@@ -48,6 +49,20 @@ check: lint ## what has to be clean: ruff, mypy, import contracts, tests, covera
 bench: $(VENV)/.full ## receive rate against a node that throws away; ONNX Runtime against torch
 	$(BIN)/s2node bench receive
 	$(BIN)/s2node bench engine
+
+faults: $(VENV)/.full ## kill -9 a node at random moments and count what is left (KILLS=30)
+	S2NODE_KILLS=$(KILLS) $(BIN)/python -m pytest tests/node/test_kill.py -q
+
+models: $(VENV)/.full ## train the shipped models again, on phantoms (two cores, about two hours)
+	$(MAKE) -j2 build/models/arterial build/models/venous
+	for phase in arterial venous; do \
+	  rm -rf engine/bundles/$$phase && cp -r build/models/$$phase/bundle engine/bundles/$$phase || exit 1; \
+	done
+
+build/models/%: config/train/demo.toml | $(VENV)/.full
+	$(BIN)/s2node train autoencoder --config $< --phase $* --out $@/autoencoder --cache build/models/cache-$*
+	$(BIN)/s2node train diffusion --config $< --phase $* --autoencoder $@/autoencoder --out $@/diffusion --cache build/models/cache-$*
+	$(BIN)/s2node export $@/diffusion $@/bundle
 
 docs: $(VENV)/.full ## rewrite the generated parts of docs/
 	$(BIN)/python -m docs.generate
