@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import struct
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 import structlog
-from pydicom.dataset import FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_file_meta_info
-from pydicom.uid import UID
 
 from node.errors import NodeError
 from node.header import Header, HeaderRefused, read_header
@@ -157,22 +153,24 @@ def file_head(arrival: Arrival) -> bytes:
     Without Implementation Version Name and Source AE Title, which are optional: the same instance makes the
     same file whoever sends it and whichever version of this node receives it.
     """
-    return _file_head(arrival.sop_class_uid, arrival.sop_instance_uid, arrival.transfer_syntax_uid)
+    elements = b"".join(
+        (
+            b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01",  # File Meta Information Version
+            _uid_element(0x0002, arrival.sop_class_uid),  # Media Storage SOP Class UID
+            _uid_element(0x0003, arrival.sop_instance_uid),  # Media Storage SOP Instance UID
+            _uid_element(0x0010, arrival.transfer_syntax_uid),
+            _uid_element(0x0012, IMPLEMENTATION_CLASS_UID),
+        )
+    )
+    group_length = struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(elements))
+    return PREAMBLE + group_length + elements
 
 
-@lru_cache(maxsize=8)
-def _file_head(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
-    meta = FileMetaDataset()
-    meta.FileMetaInformationGroupLength = 0
-    meta.FileMetaInformationVersion = b"\x00\x01"
-    meta.MediaStorageSOPClassUID = UID(sop_class_uid)
-    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
-    meta.TransferSyntaxUID = UID(transfer_syntax_uid)
-    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    out = DicomBytesIO()
-    out.is_implicit_VR, out.is_little_endian = False, True
-    write_file_meta_info(out, meta, enforce_standard=False)  # enforcing adds pydicom's own version name
-    return PREAMBLE + out.getvalue()
+def _uid_element(number: int, uid: str) -> bytes:
+    """(0002,number) in Explicit VR Little Endian, padded to even length (PS3.5 7.1.2, 6.2)."""
+    value = uid.encode("ascii")
+    value += b"\x00" * (len(value) % 2)
+    return struct.pack("<HH2sH", 2, number, b"UI", len(value)) + value
 
 
 def _received(arrival: Arrival, header: Header, placed: Placed) -> ReceivedInstance:

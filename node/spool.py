@@ -99,13 +99,12 @@ class Spool:
         try:
             size = _write_durably(temporary, chunks, digest)
             self._rename(temporary, target)
-        except OSError as error:
-            if error.errno in FULL_ERRORS:
-                raise SpoolFull(os.strerror(error.errno)) from error
-            raise
-        finally:
+        except BaseException as error:
             with suppress(FileNotFoundError):
                 temporary.unlink()
+            if isinstance(error, OSError) and error.errno in FULL_ERRORS:
+                raise SpoolFull(os.strerror(error.errno)) from error
+            raise
         return Placed(target, digest.hexdigest() if digest else str(sha256), size)
 
     def quarantine(self, placed: Placed, relative: str | PurePosixPath) -> Placed:
