@@ -9,6 +9,8 @@ INPUT  ?=
 OUT    ?= build/demo
 SEED   ?=
 KILLS  ?= 30
+# First of the seeds that no training uses.
+HELD_OUT ?= 900000
 
 export OMP_NUM_THREADS ?= 2
 
@@ -63,6 +65,10 @@ build/models/%: config/train/demo.toml | $(VENV)/.full
 	$(BIN)/s2node train autoencoder --config $< --phase $* --out $@/autoencoder --cache build/models/cache-$*
 	$(BIN)/s2node train diffusion --config $< --phase $* --autoencoder $@/autoencoder --out $@/diffusion --cache build/models/cache-$*
 	$(BIN)/s2node export $@/diffusion $@/bundle
+
+metrics: $(VENV)/.full ## measure the shipped models on phantoms that no training has seen
+	$(BIN)/s2node evaluate --phantom-seed $(HELD_OUT) --cases 20 --json > build/metrics.json
+	cp build/metrics.json docs/metrics.json
 
 docs: $(VENV)/.full ## rewrite the generated parts of docs/
 	$(BIN)/python -m docs.generate

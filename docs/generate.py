@@ -1,11 +1,12 @@
 """Write the parts of the documentation that follow from the code: `make docs`.
 
-`docs/command-reference.md` is written whole from the commands; the tables of settings are written between
-their markers in the administrator's guide. `tests/docs` compares.
+`docs/command-reference.md` is written whole from the commands; the tables of settings and of
+metrics are written between their markers in the pages that hold them. `tests/docs` compares.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -137,6 +138,76 @@ def _settings_table(table: Table) -> str:
     )
 
 
+METRICS = DOCS / "metrics.json"
+ORGANS = ("aorta", "portal_vein", "liver", "spleen", "renal_cortex")
+
+
+def metrics_tables() -> str:
+    """What `s2node evaluate` measured of the shipped models, one table of images and one of organs."""
+    if not METRICS.exists():
+        return "Not measured yet."
+    measured = json.loads(METRICS.read_text(encoding="utf-8"))
+    phases = measured["phases"]
+    images = [
+        (phase, who, *(_number(found[who][name], digits) for name, digits in IMAGE_METRICS.items()))
+        for phase, found in phases.items()
+        for who in ("identity", "model")
+    ]
+    organs = [
+        (
+            phase,
+            organ,
+            *(_number(found["organs"][organ].get(name), digits) for name, digits in ORGAN_METRICS.items()),
+        )
+        for phase, found in phases.items()
+        for organ in ORGANS
+        if organ in found["organs"]
+    ]
+    controls = [
+        (phase, tissue, _number(row["mean_change_hu"], 1), _number(row["true_change_hu"], 1))
+        for phase, found in phases.items()
+        for tissue, row in found["controls"].items()
+    ]
+    seeds = measured["seeds"]
+    return "\n\n".join(
+        [
+            f"{len(seeds)} phantoms, seeds {min(seeds)} to {max(seeds)}; models "
+            + ", ".join(f"`{found['model_id']}`" for found in phases.values())
+            + ".",
+            markdown_table(("phase", "", "PSNR dB", "SSIM", "NMSE"), images),
+            markdown_table(
+                (
+                    "phase",
+                    "organ",
+                    "true HU",
+                    "synthetic HU",
+                    "error of the source",
+                    "error of the model",
+                    "slope",
+                ),
+                organs,
+            ),
+            "Tissue that must not change (mean change in HU):",
+            markdown_table(("phase", "tissue", "synthesis", "truth"), controls),
+        ]
+    )
+
+
+IMAGE_METRICS: Mapping[str, int] = {"psnr": 1, "ssim": 3, "nmse": 4}
+ORGAN_METRICS: Mapping[str, int] = {
+    "true_hu": 0,
+    "model_hu": 0,
+    "identity_mae_hu": 1,
+    "model_mae_hu": 1,
+    "slope": 2,
+}
+"""Columns of the tables and their decimals."""
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; bars in cells are escaped."""
     lines = [columns, ["---"] * len(columns), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
@@ -151,7 +222,7 @@ def _paragraphs(text: str) -> str:
     return "\n\n".join(_flat(paragraph) for paragraph in re.split(r"\n\s*\n", text.strip()))
 
 
-PARTS: Mapping[str, Callable[[], str]] = {"settings": settings_tables}
+PARTS: Mapping[str, Callable[[], str]] = {"settings": settings_tables, "metrics": metrics_tables}
 """What stands between the markers of a page."""
 
 
@@ -163,7 +234,7 @@ def page(path: Path) -> str:
     return MARKER.sub(lambda found: f"{found[1]}\n{PARTS[found['name']]()}\n\n{found[3]}", text)
 
 
-PAGES = ("command-reference.md", "administrators-guide.md")
+PAGES = ("command-reference.md", "administrators-guide.md", "model-card.md")
 """Pages with generated parts."""
 
 

@@ -67,7 +67,7 @@ class DemoPlan:
 
     out: Path
     folder: Path | None = None
-    seed: int = 20
+    seed: int = 2026
     options: PhantomOptions = field(default_factory=PhantomOptions)
     models: tuple[Path, ...] = ()
     limit_s: float = 1800.0

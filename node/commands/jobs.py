@@ -74,7 +74,7 @@ def retry(
     parked: Annotated[bool, typer.Option("--parked", help="Every job that is PARKED.")] = False,
     config: ConfigFile = None,
 ) -> None:
-    """Send jobs on their way again: a PARKED one to where it stood, a REJECTED one past the intake rules."""
+    """Send jobs on their way again: a PARKED one to where it stood, a REJECTED one to be judged again."""
     refused = False
     with open_ledger(settings_of(config)) as ledger:
         wanted = list(numbers or ()) + ([job.id for job in ledger.jobs([State.PARKED])] if parked else [])
