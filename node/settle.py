@@ -22,7 +22,7 @@ from node.flow import Action, Failure, attempt
 from node.intake import examine_headers
 from node.ledger import Job, Ledger
 from node.ledger.errors import MoveRefused
-from node.series import grid_of, read_headers
+from node.series import read_headers
 from node.states import State
 
 log = structlog.get_logger(__name__)
@@ -78,17 +78,12 @@ def _settle(ledger: Ledger, settings: Settings, job: Job, now: float) -> None:
     except SeriesRejected as rejected:
         verdict = Verdict(True, f"quiet for {quiet_s:.0f} s; {rejected.code}")
     else:
-        verdict = judge(quiet_s, settings.settle, headers, partial(_examine, headers, settings))
+        verdict = judge(quiet_s, settings.settle, headers, partial(examine_headers, headers, settings.intake))
     if not verdict.settled:
         wait_until = job.last_received_at + settings.settle.max_wait_s
         ledger.wait_on(job.id, len(instances), wait_until, verdict.reason, now)
     elif ledger.settle(job.id, len(instances), now, verdict.reason):
         log.info("series settled", job=job.id, instances=len(instances))
-
-
-def _examine(headers: Sequence[Dataset], settings: Settings) -> None:
-    examine_headers(headers, settings.intake)
-    grid_of(headers, settings.intake.limits)
 
 
 def _intake(ledger: Ledger, settings: Settings, job: Job, now: float) -> None:
