@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.request
@@ -16,13 +15,8 @@ function OnStoredInstance(instanceId, tags, metadata, origin)
 end
 """
 """Orthanc forwards whatever it stores, also what the node sends back: the worst case for a loop."""
-
-
-def free_port() -> int:
-    """A TCP port nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+KNOWN = {"node": "S2NODE", "ct": "CT", "find": "FINDSCU", "get": "GETSCU"}
+"""Whom it lets in, from this machine only: its DICOM port is open on every address."""
 
 
 class Orthanc:
@@ -31,18 +25,20 @@ class Orthanc:
     ``syntaxes`` are the transfer syntaxes it accepts (all of DICOM's without).
     """
 
-    def __init__(self, folder: Path, node_port: int, syntaxes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, node_port: int, ports: tuple[int, int], syntaxes: tuple[str, ...]
+    ) -> None:
         self.ae_title = "ORTHANC"
-        self.port, self.http_port = free_port(), free_port()
+        self.port, self.http_port = ports
         folder.mkdir()
         (folder / "route.lua").write_text(ROUTE_EVERYTHING)
         settings = {
             "Name": "test", "DicomAet": self.ae_title, "DicomPort": self.port, "HttpPort": self.http_port,
             "StorageDirectory": str(folder / "db"), "IndexDirectory": str(folder / "db"),
             "RemoteAccessAllowed": False, "AuthenticationEnabled": False, "DicomCheckCalledAet": True,
-            "DicomAlwaysAllowEcho": True, "DicomAlwaysAllowStore": True, "DicomAlwaysAllowFind": True,
-            "DicomAlwaysAllowGet": True, "LuaScripts": [str(folder / "route.lua")], "Plugins": [],
-            "DicomModalities": {"node": ["S2NODE", "127.0.0.1", node_port]}, "StableAge": 1,
+            "DicomAlwaysAllowEcho": False, "DicomAlwaysAllowStore": False, "DicomCheckModalityHost": True,
+            "LuaScripts": [str(folder / "route.lua")], "Plugins": [], "StableAge": 1,
+            "DicomModalities": {name: [ae, "127.0.0.1", node_port] for name, ae in KNOWN.items()},
             "ConcurrentJobs": 1, "DicomScuTimeout": 10, "SaveJobs": False,
         }  # fmt: skip
         if syntaxes:
@@ -89,12 +85,13 @@ class Orthanc:
 
 
 @pytest.fixture
-def orthanc(tmp_path):
-    """Starts an Orthanc: ``orthanc(node_port, syntaxes=…)``."""
+def orthanc(tmp_path, free_port):
+    """Starts an Orthanc: ``orthanc(node_port, syntaxes)``."""
     started = []
 
-    def start(node_port, **options):
-        started.append(Orthanc(tmp_path / f"orthanc{len(started)}", node_port, **options))
+    def start(node_port, syntaxes=()):
+        ports = (free_port(), free_port())
+        started.append(Orthanc(tmp_path / f"orthanc{len(started)}", node_port, ports, syntaxes))
         return started[-1]
 
     yield start

@@ -100,6 +100,7 @@ def journey(quick_settings, orthanc, free_port, tmp_path):
             assert until(lambda: node.ledger.counters().get("own_dropped", 0) == len(outputs))
             assert until(archive.jobs_at_rest)
             assert [job.series_instance_uid for job in node.ledger.jobs()] == [first.SeriesInstanceUID]
+            assert len(node.ledger.syntheses(1)) == 2
             received = {instance.transfer_syntax_uid for instance in node.ledger.instances(1)}
             series = found_series(archive, first.StudyInstanceUID, tmp_path / "found")
             datasets = {}
