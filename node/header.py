@@ -103,7 +103,7 @@ def read_header(data: memoryview, transfer_syntax_uid: str) -> Header:
         excerpt = b"".join(_excerpt(data, encoding))
         marks = read_dataset(BytesIO(excerpt), encoding.is_implicit, encoding.is_little_endian)
         uids = {keyword: tags.text(marks, keyword).rstrip("\x00") for keyword in UID_KEYWORDS.values()}
-    except tags.PARSE_ERRORS as error:
+    except (OSError, *tags.PARSE_ERRORS) as error:  # OSError: pydicom's word for data that end early
         raise HeaderRefused("the header cannot be parsed") from error
     for keyword, uid in uids.items():
         if not is_plausible_uid(uid):

@@ -38,7 +38,7 @@ def value(ds: Dataset, keyword: str) -> object:
     """The value of an element, None where it is absent, empty or cannot be parsed."""
     try:
         found = ds.get(keyword)
-    except PARSE_ERRORS:
+    except (OSError, *PARSE_ERRORS):  # pydicom's word for a sequence that ends early; no disk is read here
         return None
     return None if found == "" else found
 

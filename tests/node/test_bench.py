@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from node.bench import bench_receive, send_timed, write_slices
+
+
+def test_the_receive_benchmark_measures_both_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    measured = bench_receive(tmp_path, slices=4, rounds=1)
+    assert set(measured) == {"instances_per_second", "throwaway_instances_per_second", "ratio", "machine"}
+    assert all(float(str(measured[key])) > 0 for key in measured if key != "machine")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_slices_are_of_the_size_that_is_promised(tmp_path: Path) -> None:
+    write_slices(tmp_path / "slices", 1)
+    [path] = (tmp_path / "slices").iterdir()
+    assert 524_288 < path.stat().st_size < 535_000
+
+
+def test_a_sender_without_a_node_says_so(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="refused"):
+        send_timed(1, tmp_path)
