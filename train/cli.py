@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from engine.errors import BundleInvalid, ProviderMissing
+from engine.session import SessionPolicy
 from train.checkpoint import CheckpointUnusable
 from train.config import TrainConfig, TrainConfigInvalid, load_train_config
 from train.real import PairsUnusable
 
 EXIT_CONFIG = 78
 EXIT_FAILED = 1
+HELD_OUT_SEED = 9000
 DEFAULT_CACHE = Path("runs/cache")
 
 app = typer.Typer(
@@ -59,6 +63,46 @@ def diffusion(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with _plain_errors():
         train_diffusion(_load(config, phase), autoencoder, out, cache, resume)
+
+
+def evaluate(
+    bundle: Annotated[
+        list[Path] | None,
+        typer.Option("--bundle", help="Bundle folder; may be given again. Default: the active."),
+    ] = None,
+    phantom_seed: Annotated[
+        int,
+        typer.Option(
+            "--phantom-seed", min=0, help="Seed of the first phantom; training uses those below 9000."
+        ),
+    ] = HELD_OUT_SEED,
+    cases: Annotated[int, typer.Option("--cases", min=1, help="How many phantoms.")] = 3,
+    provider: Annotated[
+        str, typer.Option("--provider", help="auto, cuda, tensorrt, openvino or cpu.")
+    ] = "auto",
+    threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 is every core.")] = 0,
+    picture: Annotated[Path | None, typer.Option("--picture", help="Write a PNG of the first case.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+) -> None:
+    """Measure bundles on phantoms that were not used in training, beside the source as it is."""
+    from config.load import ConfigError  # noqa: PLC0415
+    from train.evaluate import active_bundles  # noqa: PLC0415
+    from train.evaluate import evaluate as run  # noqa: PLC0415
+    from train.report import show_tables, write_picture  # noqa: PLC0415
+
+    policy = SessionPolicy.model_validate({"provider": provider, "threads": threads})
+    try:
+        folders = bundle or active_bundles()
+        result = run(folders, range(phantom_seed, phantom_seed + cases), policy)
+        if picture:
+            write_picture(picture, folders, phantom_seed, policy)
+    except (ConfigError, BundleInvalid, ProviderMissing) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(EXIT_CONFIG) from None
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        show_tables(result)
 
 
 def _load(file: Path, phase: str | None) -> TrainConfig:

@@ -217,7 +217,7 @@ class DiffusionConfig(Frozen):
     formulation: Literal["literal", "conditional", "bridge"] = "bridge"
     prediction: Literal["epsilon", "v"] = "epsilon"
     """conditional and literal: what the network predicts. bridge: always E_c - E_n."""
-    norm: Literal["l1", "l2"] = "l1"
+    norm: Literal["l1", "l2", "both"] = "l1"
     sigma: Weight = 0.0
     timesteps: PositiveInt = 1000
     beta_schedule: tuple[PositiveFloat, PositiveFloat] = (0.0015, 0.0195)

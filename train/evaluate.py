@@ -123,8 +123,8 @@ def summary(rows: PhaseRows) -> dict[str, Any]:
 def organ_summary(means: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
     """Of (cases, 3) mean HU of source, truth, model: errors of the mean, bias, and regression to the mean.
 
-    ``slope`` and ``variance_ratio`` compare the model's enhancement over patients with the true one: 1 follows
-    every patient, 0 gives everybody the average. They are absent below three cases.
+    ``slope`` and ``variance_ratio`` compare the model's enhancement over patients with the true one: 1
+    follows every patient, 0 gives everybody the average. They are absent below three cases.
     """
     source, true, model = means.T
     result = {
@@ -154,7 +154,7 @@ def describe(engine_: Engine) -> dict[str, Any]:
 
 
 def active_bundles(env: Mapping[str, str] = os.environ) -> list[Path]:
-    """The bundles the node of this environment has active: ``active.json`` of its data folder, else those shipped.
+    """What the node of this environment has active: ``active.json`` of its data folder, else what is shipped.
 
     Raises config.load.ConfigError where the settings are wrong.
     """

@@ -32,7 +32,7 @@ def depth_to_space(x: Tensor, patch: Shape) -> Tensor:
 
 
 class StageOne(NamedTuple):
-    """What a training step of stage 1 needs; ``*_n`` is None where the encoder is not syncretic."""
+    """What a step of stage 1 needs; ``e_n`` is None unless syncretic, ``from_n`` unless translated too."""
 
     e_c: Tensor
     e_n: Tensor | None
@@ -143,11 +143,18 @@ class SyncreticAutoencoder(nn.Module):
         sources = torch.cat([x_c, x_n]) if self.config.syncretic else x_c
         moments = self.moments(sources).float()
         latent, mean, l_quan, codes = self._regularize(moments, batch=len(x_c))
-        painted = self.paint(latent, x_n.repeat(len(sources) // len(x_c), 1, 1, 1, 1)).float()
         b = len(x_c)
-        if not self.config.syncretic:
-            return StageOne(mean, None, painted, None, l_quan, codes)
-        return StageOne(mean[:b], mean[b:], painted[:b], painted[b:], l_quan, codes)
+        translates = self.config.syncretic and self.config.loss.translate > 0
+        seen = latent if translates else latent[:b]
+        painted = self.paint(seen, x_n.repeat(len(seen) // b, 1, 1, 1, 1)).float()
+        return StageOne(
+            e_c=mean[:b],
+            e_n=mean[b:] if self.config.syncretic else None,
+            from_c=painted[:b],
+            from_n=painted[b:] if translates else None,
+            l_quan=l_quan,
+            codes=codes,
+        )
 
     def _regularize(self, moments: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         mean = moments[:, : self.config.latent_channels]

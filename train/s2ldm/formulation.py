@@ -11,6 +11,7 @@ bridge          (1−t) E_n + t E_c + σ √(t(1−t)) ε            z_t ‖ E_n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -95,10 +96,17 @@ def bridge(
 POSE = {"literal": literal, "conditional": conditional, "bridge": bridge}
 
 
+NORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "l1": torch.abs,
+    "l2": torch.square,
+    "both": lambda error: error.abs() + error.square(),
+}
+
+
 def loss(config: DiffusionConfig, answer: Tensor, problem: Problem) -> Tensor:
     """Eq. 4's norm between answer and target, weighted (mean-normalised) where the formulation says so."""
     error = answer.float() - problem.target
-    error = error.abs() if config.norm == "l1" else error.square()
+    error = NORMS[config.norm](error)
     if problem.weight is None:
         return error.mean()
     return (error * problem.weight).mean() / problem.weight.mean()

@@ -165,14 +165,14 @@ def stage_one_terms(
     terms = {"loss/rec": weigh.rec * l_rec, "loss/quan": weigh.quan * out.l_quan}
     if weigh.frequency:
         terms["loss/frequency"] = weigh.frequency * losses.frequency_loss(out.from_c, target)
-    if out.e_n is not None and out.from_n is not None:
+    if out.from_n is not None:
+        l_translate = losses.reconstruction(out.from_n, x_c, voxels, weigh.square)
+        terms["loss/translate"] = weigh.translate * l_translate
+    if out.e_n is not None:
         body = body_mask(x_n, this.factor) if this.similarity.body_mask else None
         warm = min(1.0, progress / this.similarity.warmup) if this.similarity.warmup else 1.0
         if weigh.sim:
             terms["loss/sim"] = weigh.sim * warm * l_sim(out.e_n, out.e_c, this.similarity, body)
-        if weigh.translate:
-            l_translate = losses.reconstruction(out.from_n, x_c, voxels, weigh.square)
-            terms["loss/translate"] = weigh.translate * l_translate
         terms["cosine"] = cosine(out.e_n, out.e_c).mean()
     if out.codes is not None:
         terms["perplexity"] = perplexity(out.codes, this.quantizer.codes)

@@ -1,0 +1,110 @@
+"""One torch module to one self-contained ONNX file that runs everywhere the engine does."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+OPSET = 18
+"""Above 20 the exporter writes GroupNormalization and newer operators without CUDA kernels, which would fall
+to the CPU."""
+HALF_FROM = 1024
+"""Weights of at least this many numbers are stored in half precision."""
+KEEP_EXACT = ("codebook",)
+"""Never halved: a nudged code changes which one is nearest."""
+
+
+def write_graph(
+    module: nn.Module, inputs: Mapping[str, Tensor], output: str, file: Path, half_weights: bool
+) -> None:
+    """Export with torch's dynamo exporter at fixed shapes; weights stored as fp16 if asked, run as fp32."""
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            input_names=list(inputs),
+            output_names=[output],
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    if half_weights:
+        halve_weights(model)
+    onnx.checker.check_model(model)
+    file.write_bytes(model.SerializeToString())
+
+
+def halve_weights(model: onnx.ModelProto) -> None:
+    """Store large float weights as fp16 behind a Cast, which ONNX Runtime folds away when it loads."""
+    casts = []
+    for weight in list(model.graph.initializer):
+        if not _may_be_halved(weight):
+            continue
+        name, values = weight.name, numpy_helper.to_array(weight)
+        weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
+        casts.append(onnx.helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*casts, *nodes])
+
+
+def weights_of(model: onnx.ModelProto) -> dict[str, Tensor]:
+    """Every weight of a written graph under the name it had in torch, as fp32."""
+    arrays = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    return {
+        name.removesuffix(".half"): torch.from_numpy(array.astype(np.float32))
+        for name, array in arrays.items()
+        if array.dtype in (np.float16, np.float32)
+    }
+
+
+def _may_be_halved(weight: onnx.TensorProto) -> bool:
+    is_float = weight.data_type == onnx.TensorProto.FLOAT
+    size = int(np.prod(weight.dims)) if weight.dims else 1
+    return is_float and size >= HALF_FROM and not any(word in weight.name for word in KEEP_EXACT)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop source lines and inner shapes: bytes that only a debugger reads, and paths of this machine."""
+    del model.graph.value_info[:]
+    del model.metadata_props[:]
+    model.doc_string = ""
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for part in (
+        model.graph,
+        *model.graph.initializer,
+        *model.graph.input,
+        *model.graph.output,
+        *model.functions,
+    ):
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+@contextlib.contextmanager
+def _quiet():  # type: ignore[no-untyped-def]
+    """The exporter prints and warns about its own parts."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -1,0 +1,173 @@
+"""How far the written graphs are from torch, graph by graph and all together; beyond tolerance is refused.
+
+The quantiser rounds, so a decoder is judged by the codes it agrees on and by HU, not by its largest number.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from config.base import Frozen
+from engine import samplers
+from engine.phantom import PhantomOptions, make_phantom
+from engine.volume import Float32
+from export.graph import write_graph
+from export.s2ldm import Model
+from train.data import to_unit
+from train.s2ldm.formulation import sampler_spec
+from train.s2ldm.quantizer import VectorQuantizer
+
+PARITY_SEED = 8100
+
+
+class CodesGraph(nn.Module):
+    """The quantiser of a decoder alone: z to the index of every row's code."""
+
+    def __init__(self, quantizer: VectorQuantizer, scale: float) -> None:
+        super().__init__()
+        self.quantizer, self.scale = quantizer, scale
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Indices, one a row."""
+        return self.quantizer.nearest(self.quantizer.rows(z / self.scale))
+
+
+class Tolerance(Frozen):
+    """The most a graph may differ from torch in fp32."""
+
+    latent_max_abs: float = 2e-2
+    """Encoder and denoiser; latents have unit deviation. fp16 weights cost about 1e-3."""
+    decoder_hu_p999: float = 2.0
+    """99.9 % of voxels."""
+    code_agreement: float = 0.999
+    whole_hu_mean: float = 1.0
+    """Encoder, sampler and decoder together, mean over the tile: here a flipped code counts."""
+
+
+DEFAULT_TOLERANCE = Tolerance()
+
+
+class ParityExceeded(Exception):
+    """A written graph does not do what torch does: names every figure beyond its tolerance."""
+
+
+def measure(
+    model: Model, files: Mapping[str, Path], tolerance: Tolerance = DEFAULT_TOLERANCE
+) -> dict[str, dict[str, float]]:
+    """Figures and tolerances of every graph, for ``bundle.json``. Raises ParityExceeded."""
+    modules = model.graphs()
+    sessions = {name: _session(file) for name, file in files.items()}
+    x = example_tile(model)
+    e_n = _torch(modules["encoder"], x=x)
+    z = _whole(model, lambda n, **i: _torch(modules[n], **i), e_n)
+    asked = {
+        "encoder": {"x": x},
+        "denoiser": {"z_t": 0.5 * (e_n + z), "e_n": e_n, "t": np.array([0.5], np.float32)},
+        "decoder": {"z": z, **({"x": x} if "x" in model.inputs()["decoder"] else {})},
+    }
+    got = {name: sessions[name].run(None, inputs)[0] for name, inputs in asked.items()}
+    wanted = {name: _torch(modules[name], **inputs) for name, inputs in asked.items()}
+    figures = {name: _difference(got[name], wanted[name]) for name in asked}
+    figures["decoder"] |= _decoder_figures(model, got["decoder"], wanted["decoder"], z)
+    figures["whole"] = _whole_figures(model, sessions, modules, x)
+    _attach(figures, tolerance)
+    _refuse(figures)
+    return figures
+
+
+def example_tile(model: Model) -> Float32:
+    """A tile from the middle of a phantom no training has seen, (1, 1, D, H, W) in [-1, 1]."""
+    data = model.config.data
+    shape = tuple(max(n, t) for n, t in zip(data.phantom_shape, data.crop, strict=True))
+    box = tuple(((n - t) // 2, (n - t) // 2 + t) for n, t in zip(shape, data.crop, strict=True))
+    options = PhantomOptions(shape=shape, spacing_mm=data.spacing_mm, phases=("ncct",))  # type: ignore[arg-type]
+    phantom = make_phantom(PARITY_SEED, options, box)  # type: ignore[arg-type]
+    return to_unit(phantom.phases["ncct"], data.window_hu)[None, None]
+
+
+def _whole(model: Model, run: Any, e_n: Float32) -> Float32:
+    spec = sampler_spec(model.config.diffusion)
+    shape = (samplers.noise_fields(spec), *e_n.shape)
+    noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+    def predict(z_t: Float32, source: Float32, t: float) -> Float32:
+        return run("denoiser", z_t=z_t, e_n=source, t=np.array([t], np.float32))  # type: ignore[no-any-return]
+
+    return samplers.sample(spec, predict, e_n, noise)
+
+
+def _whole_figures(
+    model: Model, sessions: Mapping[str, ort.InferenceSession], modules: Mapping[str, nn.Module], x: Float32
+) -> dict[str, float]:
+    runs = (lambda n, **i: sessions[n].run(None, i)[0], lambda n, **i: _torch(modules[n], **i))
+    source = {"x": x} if "x" in model.inputs()["decoder"] else {}
+    painted = [run("decoder", z=_whole(model, run, run("encoder", x=x)), **source) for run in runs]
+    e = np.abs(painted[0] - painted[1]) * _half_width(model)
+    return {"hu_mean": float(e.mean()), "hu_p999": float(np.quantile(e, 0.999)), "hu_max": float(e.max())}
+
+
+def _decoder_figures(model: Model, got: Float32, wanted: Float32, z: Float32) -> dict[str, float]:
+    hu = np.abs(got - wanted) * _half_width(model)
+    figures = {"hu_p999": float(np.quantile(hu, 0.999)), "hu_max": float(hu.max())}
+    quantizer = model.autoencoder.quantizer
+    if quantizer is None:
+        return figures
+    codes = CodesGraph(quantizer, model.scale)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "codes.onnx"
+        write_graph(codes, {"z": torch.from_numpy(z)}, "codes", file, half_weights=False)
+        found = _session(file).run(None, {"z": z})[0]
+    return figures | {"code_agreement": float(np.mean(found == _torch(codes, z=z)))}
+
+
+def _attach(figures: dict[str, dict[str, float]], tolerance: Tolerance) -> None:
+    for name in ("encoder", "denoiser"):
+        figures[name]["tolerance"] = tolerance.latent_max_abs
+    figures["decoder"]["tolerance_hu_p999"] = tolerance.decoder_hu_p999
+    figures["decoder"]["tolerance_code_agreement"] = tolerance.code_agreement
+    figures["whole"]["tolerance_hu_mean"] = tolerance.whole_hu_mean
+
+
+def _refuse(figures: Mapping[str, Mapping[str, float]]) -> None:
+    problems = [
+        f"{name}: max_abs {figures[name]['max_abs']:.3g} over {figures[name]['tolerance']:.3g}"
+        for name in ("encoder", "denoiser")
+        if not figures[name]["max_abs"] <= figures[name]["tolerance"]
+    ]
+    decoder, whole = figures["decoder"], figures["whole"]
+    if not decoder["hu_p999"] <= decoder["tolerance_hu_p999"]:
+        problems.append(f"decoder: {decoder['hu_p999']:.3g} HU over {decoder['tolerance_hu_p999']:.3g} HU")
+    if decoder.get("code_agreement", 1.0) < decoder["tolerance_code_agreement"]:
+        problems.append(f"decoder: codes agree in {decoder['code_agreement']:.4f} of rows")
+    if not whole["hu_mean"] <= whole["tolerance_hu_mean"]:
+        problems.append(f"whole: {whole['hu_mean']:.3g} HU over {whole['tolerance_hu_mean']:.3g} HU")
+    if problems:
+        raise ParityExceeded("; ".join(problems))
+
+
+def _difference(got: Float32, wanted: Float32) -> dict[str, float]:
+    return {"max_abs": float(np.abs(got - wanted).max()), "rms": float(np.sqrt(np.mean((got - wanted) ** 2)))}
+
+
+def _half_width(model: Model) -> float:
+    low, high = model.config.data.window_hu
+    return (high - low) / 2
+
+
+@torch.no_grad()
+def _torch(module: nn.Module, **inputs: Float32) -> Float32:
+    tensors: dict[str, Tensor] = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in inputs.items()}
+    answer: Float32 = module(**tensors).numpy()
+    return answer
+
+
+def _session(file: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])

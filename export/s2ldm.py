@@ -1,0 +1,125 @@
+"""The three graphs of an S²LDM as the engine calls them, taken from a stage 2 checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from train import checkpoint as ckpt
+from train.config import TrainConfig
+from train.s2ldm.autoencoder import SyncreticAutoencoder
+from train.s2ldm.denoiser import Denoiser
+
+STAGE = "diffusion"
+
+
+class EncoderGraph(nn.Module):
+    """x (1, 1, D, H, W) in [-1, 1] to E_n, multiplied by the latent scale."""
+
+    def __init__(self, autoencoder: SyncreticAutoencoder, scale: float) -> None:
+        super().__init__()
+        self.autoencoder, self.scale = autoencoder, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """E_n."""
+        return self.autoencoder.encode(x) * self.scale
+
+
+class DecoderGraph(nn.Module):
+    """z to x_c in [-1, 1]: unscales, quantises where training said so, paints."""
+
+    def __init__(self, autoencoder: SyncreticAutoencoder, scale: float) -> None:
+        super().__init__()
+        self.autoencoder, self.scale = autoencoder, scale
+
+    def forward(self, z: Tensor) -> Tensor:
+        """D(z)."""
+        return self.autoencoder.decode(z / self.scale, z).clamp(-1, 1)
+
+
+class SourceDecoderGraph(DecoderGraph):
+    """The same for ``source_skip = "residual"``: D(z, x) = x + Δ(z, x)."""
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """D(z, x)."""
+        return self.autoencoder.decode(z / self.scale, x).clamp(-1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A finished S²LDM: what was trained, under which configuration, for how long."""
+
+    config: TrainConfig
+    autoencoder: SyncreticAutoencoder
+    denoiser: Denoiser
+    scale: float
+    facts: Mapping[str, Any]
+
+    def graphs(self) -> dict[str, nn.Module]:
+        """The modules of the bundle's graphs by name."""
+        residual = self.config.autoencoder.source_skip == "residual"
+        decoder = SourceDecoderGraph if residual else DecoderGraph
+        return {
+            "encoder": EncoderGraph(self.autoencoder, self.scale).eval(),
+            "denoiser": self.denoiser,
+            "decoder": decoder(self.autoencoder, self.scale).eval(),
+        }
+
+    def inputs(self) -> dict[str, dict[str, Tensor]]:
+        """Example inputs of every graph by name: a tile, its latent, t = ½."""
+        x = torch.zeros(1, 1, *self.config.data.crop)
+        channels = self.config.autoencoder.latent_channels
+        cells = [n // f for n, f in zip(self.config.data.crop, self.config.autoencoder.factor, strict=True)]
+        z = torch.zeros(1, channels, *cells)
+        source = {"x": x} if self.config.autoencoder.source_skip == "residual" else {}
+        return {
+            "encoder": {"x": x},
+            "denoiser": {"z_t": z, "e_n": z.clone(), "t": torch.full((1,), 0.5)},
+            "decoder": {"z": z, **source},
+        }
+
+
+OUTPUTS = {"encoder": "e_n", "denoiser": "v", "decoder": "x_c"}
+
+
+def load_model(file: Path) -> Model:
+    """The averaged weights of a stage 2 checkpoint. Raises CheckpointUnusable."""
+    found = ckpt.load(file, STAGE)
+    config = TrainConfig.model_validate_json(found.config)
+    states = found.states
+    return Model(
+        config=config,
+        autoencoder=build_autoencoder(config, states["autoencoder"]),
+        denoiser=build_denoiser(config, averaged(states["ema"])),
+        scale=float(states["scale"]),
+        facts={
+            "steps": found.step,
+            "minutes": round(found.elapsed_s / 60, 2),
+            "total_steps": found.total_steps,
+            "config_digest": found.digest,
+        },
+    )
+
+
+def build_autoencoder(config: TrainConfig, weights: Mapping[str, Tensor]) -> SyncreticAutoencoder:
+    """Stage 1's network with ``weights``; strict."""
+    autoencoder = SyncreticAutoencoder(config.autoencoder)
+    autoencoder.load_state_dict(weights)
+    return autoencoder.requires_grad_(False).eval()
+
+
+def build_denoiser(config: TrainConfig, weights: Mapping[str, Tensor]) -> Denoiser:
+    """Stage 2's network with ``weights``; strict."""
+    denoiser = Denoiser(config.diffusion, config.autoencoder.latent_channels)
+    denoiser.load_state_dict(weights)
+    return denoiser.requires_grad_(False).eval()
+
+
+def averaged(ema: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights inside an AveragedModel's state."""
+    return {k.removeprefix("module."): v for k, v in ema.items() if k != "n_averaged"}
