@@ -75,7 +75,7 @@ class IntakeSettings(Frozen):
         "WRIST",
     )
     """BodyPartExamined values that are refused (BODY-PART); the tag is often missing or wrong."""
-    max_enhanced_share: float = Field(default=0.02, gt=0, le=1)
+    max_enhanced_share: float = Field(default=0.015, gt=0, le=1)
     """Largest share of soft tissue above 80 HU (smoothed, away from bone) that is taken for unenhanced
     (HAS-CONTRAST); docs/intake.md holds what was measured."""
     max_vessel_mm2: float = Field(default=40.0, gt=0)

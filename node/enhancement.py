@@ -42,8 +42,10 @@ POSTERIOR_BONE_HU = 180.0
 METAL_HU = 900.0
 """No vessel is as bright as this on average."""
 
-SKIN_MM = 25.0
-"""Depth below the skin where measuring begins: keeps ribs, costal cartilage and arms out."""
+LEAN_HU = -30.0
+"""What is denser is not fat; its outline is the body wall, however thick the fat around it is."""
+WALL_MM = 15.0
+"""Thickness of the body wall, which is not measured: ribs, costal cartilage and their muscles."""
 BONE_REACH_MM = 12.0
 """How far from compact bone bone is looked for."""
 GAP_MM = 6.0
@@ -207,8 +209,12 @@ def _largest(image: sitk.Image) -> sitk.Image:
 
 
 def _inner(grid: _Grid, body: Mask) -> Mask:
-    """The body without its outermost 25 mm."""
-    return _apply(body, lambda image: sitk.BinaryErode(image, _disc(grid, SKIN_MM)))
+    """What is inside the body wall."""
+    lean = _opened(grid, body & (grid.smooth > LEAN_HU), GAP_MM)
+    if not lean.any():
+        return lean
+    outline = _closed(grid, _apply(lean, _largest), WALL_MM)
+    return _apply(outline, lambda image: sitk.BinaryErode(image, _disc(grid, WALL_MM)))
 
 
 @dataclass(frozen=True, slots=True)

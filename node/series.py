@@ -39,7 +39,7 @@ from node.errors import SeriesRejected
 AIR_HU = -1000.0
 """What padding is painted with."""
 PADDING_BELOW_HU = -900.0
-"""A PixelPaddingValue that stands for more than this is not believed: it would paint air over tissue."""
+"""A PixelPaddingValue that tissue could have, so above this, is not believed: it would paint air over it."""
 LOWEST_HU = -1024.0
 """Scanners store nothing below it; what is below is padding, declared or not."""
 HIGHEST_HU = 3500.0
@@ -333,8 +333,8 @@ def _regular_step(along: Float64, first: Dataset, limits: SeriesLimits) -> float
         raise SeriesRejected(
             "NOT-A-GRID", f"{len(gaps) - len(apart)} of {len(along)} slices lie where another one lies"
         )
-    step = float(along[-1] - along[0]) / len(gaps)
-    off_grid = np.abs(along - (along[0] + step * np.arange(len(along)))).max()
+    step, start = (float(one) for one in np.polyfit(np.arange(len(along)), along, 1))
+    off_grid = np.abs(along - (start + step * np.arange(len(along)))).max()
     if off_grid > max(limits.position_tolerance_mm, limits.position_tolerance_share * step):
         raise SeriesRejected(
             "NOT-A-GRID",
@@ -418,7 +418,7 @@ def _slice_hu(ds: FileDataset, one: _Slice, geometry: Geometry, notes: Counter[s
     outside = hu < LOWEST_HU
     padding = _padding_range(ds)
     if padding is not None:
-        if max(padding) * slope + intercept <= PADDING_BELOW_HU:
+        if max(padding) * slope + intercept <= PADDING_BELOW_HU or not _padding_fits(ds):
             outside |= (stored >= padding[0]) & (stored <= padding[1])
         else:
             notes["PADDING-IGNORED"] += 1
