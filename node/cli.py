@@ -167,3 +167,7 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         sys.stderr.write(words_of(error) + "\n")
         sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

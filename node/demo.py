@@ -208,10 +208,10 @@ def _send(node: Node, paths: Sequence[Path], watch: Watch) -> None:
     sent = scu.send(
         _peer("node", node.port, NODE_AE), paths, lambda done: watch("sending", done / len(paths))
     )
-    if not sent.stored:
+    if not sent.stored or scu.NO_ANSWER in sent.outcomes:
         answers = "; ".join(f"{count} × {scu.outcome_words(what)}" for what, count in sent.outcomes.items())
         raise DemoFailed(
-            f"the node stored none of {len(paths)} files: {answers or 'no DICOM instance in them'}"
+            f"the node stored {sent.stored} of {len(paths)} files: {answers or 'no DICOM instance in them'}"
         )
 
 
