@@ -6,7 +6,6 @@ encoded again. What cannot be kept is refused with the status the standard has f
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 import struct
 import traceback
@@ -21,7 +20,7 @@ from node.errors import NodeError
 from node.header import Header, HeaderRefused, read_header
 from node.ledger import Ledger, LedgerUnusable, ReceivedInstance
 from node.loopguard import is_own
-from node.spool import NameRefused, Placed, Spool, SpoolFull, inbox_name
+from node.spool import Draft, NameRefused, Placed, Spool, SpoolFull, inbox_name
 from node.uids import IMPLEMENTATION_CLASS_UID
 
 log = structlog.get_logger(__name__)
@@ -113,28 +112,35 @@ class Receiver:
         return Answer(SUCCESS)
 
     def _take(self, arrival: Arrival) -> None:
-        if arrival.data.nbytes > self._max_instance_bytes:
+        size = arrival.data.nbytes
+        if size > self._max_instance_bytes:
             raise InstanceTooLarge(f"an instance has at most {self._max_instance_bytes} bytes here")
-        header = read_header(arrival.data, arrival.transfer_syntax_uid)
-        _check_announced(arrival, header)
-        if self._is_own(header):
-            self._ledger.count("own_dropped")
-            log.info("synthetic instance dropped")
-            return
-        self._keep(arrival, header)
+        self._spool.require_room(size)
+        with self._spool.draft((file_head(arrival), arrival.data)) as draft:
+            header = read_header(arrival.data, arrival.transfer_syntax_uid)
+            _check_announced(arrival, header)
+            if self._is_own(header):
+                self._ledger.count("own_dropped")
+                log.info("synthetic instance dropped")
+            else:
+                self._keep(arrival, header, draft)
 
     def _is_own(self, header: Header) -> bool:
-        return is_own(header.marks) is not None or self._ledger.is_own_series(header.series_instance_uid)
+        """Whether the object is synthetic; a series that has a folder in the inbox was asked for before."""
+        if is_own(header.marks) is not None:
+            return True
+        folder = self._spool.root / "inbox" / header.series_instance_uid
+        return not folder.exists() and self._ledger.is_own_series(header.series_instance_uid)
 
-    def _keep(self, arrival: Arrival, header: Header) -> None:
-        chunks = (file_head(arrival), arrival.data)
-        sha256 = _sha256(chunks)
+    def _keep(self, arrival: Arrival, header: Header, draft: Draft) -> None:
+        sha256 = draft.sha256()
         uids = (header.series_instance_uid, header.sop_instance_uid)
-        if self._ledger.record_repeat(*uids, sha256, self._clock()) is not None:
+        name = inbox_name(*uids, sha256)
+        is_known = self._spool.path_of(name).exists()
+        if is_known and self._ledger.record_repeat(*uids, sha256, self._clock()) is not None:
             self._ledger.count("repeats")
             return
-        self._spool.require_room(arrival.data.nbytes)
-        placed = self._spool.place(chunks, inbox_name(*uids, sha256), sha256)
+        placed = draft.place(name, sha256)
         recorded = self._ledger.record_instance(_received(arrival, header, placed), self._clock())
         if recorded.conflict:
             self._set_aside(placed, recorded.job_id)
@@ -168,7 +174,7 @@ def file_head(arrival: Arrival) -> bytes:
 
 def _uid_element(number: int, uid: str) -> bytes:
     """(0002,number) in Explicit VR Little Endian, padded to even length (PS3.5 7.1.2, 6.2)."""
-    value = uid.encode("ascii")
+    value = uid.encode("ascii", "replace")
     value += b"\x00" * (len(value) % 2)
     return struct.pack("<HH2sH", 2, number, b"UI", len(value)) + value
 
@@ -192,13 +198,6 @@ def _check_announced(arrival: Arrival, header: Header) -> None:
         raise NotAsAnnounced("the data set is of another SOP class than was announced")
     if arrival.sop_instance_uid != header.sop_instance_uid:
         raise NotAsAnnounced("the data set is another SOP instance than was announced")
-
-
-def _sha256(chunks: tuple[bytes, memoryview]) -> str:
-    digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _answer(error: Exception) -> Answer:

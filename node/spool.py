@@ -19,11 +19,12 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Iterable
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from node.errors import NodeError
 from node.uids import is_plausible_uid
@@ -37,17 +38,14 @@ FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 DIGEST_IN_NAME = 16
 """Hexadecimal digits of the SHA-256 in an inbox name: other bytes get another name."""
 
+SYNCS_AT_ONCE = 32
+"""Files being put on the disk at the same time."""
+MOST_FOLDERS_KNOWN = 4096
+"""Folders remembered to be on the disk; beyond that they are looked at again."""
+
+Chunk = bytes | memoryview
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
-
-
-class Digest(Protocol):
-    """A hash being fed."""
-
-    def update(self, data: bytes | memoryview, /) -> None:
-        """Take the next bytes."""
-
-    def hexdigest(self) -> str:
-        """What came of all bytes so far."""
 
 
 class SpoolFull(NodeError):
@@ -70,47 +68,75 @@ class Placed:
     bytes: int
 
 
+class Draft:
+    """A file that is written but has no name yet, while the disk is already taking it in."""
+
+    def __init__(self, spool: Spool, temporary: Path, chunks: Sequence[Chunk], synced: Future[int]) -> None:
+        self._spool = spool
+        self._temporary = temporary
+        self._chunks = chunks
+        self._synced = synced
+
+    def sha256(self) -> str:
+        """The digest of all that was written."""
+        digest = hashlib.sha256()
+        for chunk in self._chunks:
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def place(self, relative: str | PurePosixPath, sha256: str | None = None) -> Placed:
+        """Give the file its name; when this returns the disk has it, whole, under that name."""
+        target = self._spool.path_of(relative)
+        digest = sha256 or self.sha256()
+        size = self._synced.result()
+        self._spool.rename(self._temporary, target)
+        return Placed(target, digest, size)
+
+
 class Spool:
     """The folders under ``data_dir``, all on one filesystem, made when the spool is."""
 
     def __init__(self, data_dir: Path, min_free_bytes: int = 0) -> None:
         self.root = data_dir.resolve()
         self.min_free_bytes = min_free_bytes
+        self._syncing = ThreadPoolExecutor(SYNCS_AT_ONCE, thread_name_prefix="spool")
+        self._guard = threading.Lock()
+        self._durable_folders: set[Path] = set()
         for name in FOLDERS:
             (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         fsync_folder(self.root)
 
-    def place(
-        self,
-        data: bytes | Iterable[bytes | memoryview],
-        relative: str | PurePosixPath,
-        sha256: str | None = None,
-    ) -> Placed:
-        """Write ``data`` to ``relative``; when this returns the disk has the file, whole, under that name.
+    @contextmanager
+    def draft(self, chunks: Sequence[Chunk]) -> Iterator[Draft]:
+        """Write ``chunks`` and let the disk take them in while the caller looks at what they are.
 
-        A file already there is replaced in one step, so placing the same bytes again is harmless. A caller
-        that knows the digest already gives it. Raises SpoolFull, NameRefused or OSError, and then leaves
-        nothing in ``tmp``.
+        What is not placed before the block ends is gone. Raises SpoolFull or OSError, here or in the block.
         """
-        target = self.path_of(relative)
-        chunks = (data,) if isinstance(data, bytes) else data
         temporary = self.root / "tmp" / f"{os.getpid()}-{secrets.token_hex(8)}"
-        digest = None if sha256 else hashlib.sha256()
+        synced: Future[int] | None = None
         try:
-            size = _write_durably(temporary, chunks, digest)
-            self._rename(temporary, target)
-        except BaseException as error:
+            with _full_in_words():
+                synced = self._syncing.submit(_sync, *_write(temporary, chunks))
+                yield Draft(self, temporary, chunks, synced)
+        finally:
+            if synced is not None:
+                wait([synced])
             with suppress(FileNotFoundError):
                 temporary.unlink()
-            if isinstance(error, OSError) and error.errno in FULL_ERRORS:
-                raise SpoolFull(os.strerror(error.errno)) from error
-            raise
-        return Placed(target, digest.hexdigest() if digest else str(sha256), size)
+
+    def place(self, data: bytes | Sequence[Chunk], relative: str | PurePosixPath) -> Placed:
+        """Write ``data`` to ``relative``; when this returns the disk has the file, whole, under that name.
+
+        A file already there is replaced in one step, so placing the same bytes again is harmless. Raises
+        SpoolFull, NameRefused or OSError, and then leaves nothing in ``tmp``.
+        """
+        with self.draft((data,) if isinstance(data, bytes) else data) as draft:
+            return draft.place(relative)
 
     def quarantine(self, placed: Placed, relative: str | PurePosixPath) -> Placed:
         """Move a placed file to ``quarantine/relative``, durably."""
         target = self.path_of(PurePosixPath("quarantine") / relative)
-        self._rename(placed.path, target)
+        self.rename(placed.path, target)
         fsync_folder(placed.path.parent)
         return Placed(target, placed.sha256, placed.bytes)
 
@@ -147,21 +173,29 @@ class Spool:
                 path.unlink()
         return len(leftovers)
 
-    def _rename(self, source: Path, target: Path) -> None:
+    def rename(self, source: Path, target: Path) -> None:
+        """Move a durable file within the spool; when this returns the disk has the new name."""
+        self._make_durable(target.parent)
         try:
             source.rename(target)
         except FileNotFoundError:
-            self._make_folder(target.parent)
+            self._durable_folders.discard(target.parent)  # somebody removed it meanwhile
+            self._make_durable(target.parent)
             source.rename(target)
         fsync_folder(target.parent)
 
-    def _make_folder(self, folder: Path) -> None:
-        """The folder and those above it, their names on the disk."""
-        if folder.is_dir():
+    def _make_durable(self, folder: Path) -> None:
+        """The folder and those above it, with their names on the disk, whoever made them a moment ago."""
+        if folder in self._durable_folders:
             return
-        self._make_folder(folder.parent)
-        folder.mkdir(exist_ok=True, mode=0o700)
-        fsync_folder(folder.parent)
+        with self._guard:
+            missing = [folder, *folder.parents]
+            for one in reversed(missing[: missing.index(self.root)]):
+                one.mkdir(exist_ok=True, mode=0o700)
+                fsync_folder(one.parent)
+            if len(self._durable_folders) >= MOST_FOLDERS_KNOWN:
+                self._durable_folders.clear()
+            self._durable_folders.add(folder)
 
 
 def inbox_name(series_instance_uid: str, sop_instance_uid: str, sha256: str) -> PurePosixPath:
@@ -184,19 +218,34 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_durably(path: Path, chunks: Iterable[bytes | memoryview], digest: Digest | None) -> int:
-    """How many bytes were written and are on the disk; ``digest`` has seen them all."""
-    size = 0
-    with path.open("xb", buffering=0) as file:
-        for chunk in chunks:
-            size += _write_all(file, chunk)
-            if digest is not None:
-                digest.update(chunk)
+@contextmanager
+def _full_in_words() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL_ERRORS:
+            raise SpoolFull(os.strerror(error.errno)) from error
+        raise
+
+
+def _write(path: Path, chunks: Sequence[Chunk]) -> tuple[io.FileIO, int]:
+    """The open file and how many bytes were handed to the system."""
+    file = path.open("xb", buffering=0)
+    try:
+        return file, sum(_write_all(file, chunk) for chunk in chunks)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _sync(file: io.FileIO, size: int) -> int:
+    """Put the file's content on the disk and close it; its size."""
+    with file:
         os.fsync(file.fileno())
     return size
 
 
-def _write_all(file: io.FileIO, chunk: bytes | memoryview) -> int:
+def _write_all(file: io.FileIO, chunk: Chunk) -> int:
     rest = memoryview(chunk)
     while rest:
         rest = rest[file.write(rest) :]

@@ -529,11 +529,13 @@ def connect(node: Running) -> socket.socket:
     return socket.create_connection(("127.0.0.1", node.scp.port), timeout=20)
 
 
-def test_a_pdu_of_four_gigabytes_is_not_waited_for(node: Running) -> None:
-    with connect(node) as peer:
-        peer.sendall(b"\x01\x00" + struct.pack(">L", 2**32 - 1) + b"\x00" * 100)
-        assert_closed(peer)
-    echo(node)
+def test_a_pdu_of_four_gigabytes_is_not_waited_for(tmp_path: Path) -> None:
+    with running(tmp_path, listen={"acse_timeout_s": 1}) as node:
+        with connect(node) as peer:
+            peer.sendall(b"\x01\x00" + struct.pack(">L", 2**32 - 1) + b"\x00" * 100)
+            assert_closed(peer)
+        echo(node)
+        wait_until(lambda: node.scp.open_associations == 0)
 
 
 def assert_closed(peer: socket.socket) -> None:
@@ -558,6 +560,15 @@ def test_a_peer_that_connects_and_says_nothing_loses_its_slot(tmp_path: Path) ->
         with connect(node) as peer:
             assert_closed(peer)
         wait_until(lambda: node.scp.open_associations == 0)
+
+
+def test_a_peer_that_aborts_before_it_asks_leaves_nothing_behind(tmp_path: Path) -> None:
+    with running(tmp_path, listen={"acse_timeout_s": 1}) as node:
+        with connect(node) as peer:
+            peer.sendall(b"\x07\x00\x00\x00\x00\x04\x00\x00\x00\x00")
+            assert_closed(peer)
+        wait_until(lambda: node.scp.open_associations == 0)
+        echo(node)
 
 
 def test_probes_that_connect_and_hang_up_leave_nothing_behind(node: Running) -> None:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path, PurePosixPath
 
@@ -41,8 +43,40 @@ def test_chunks_are_written_in_order_and_views_are_not_copied_first(spool: Spool
     assert placed.sha256 == hashlib.sha256(BYTES).hexdigest()
 
 
-def test_a_known_digest_is_taken_at_its_word(spool: Spool) -> None:
-    assert spool.place(BYTES, "inbox/1.2/3.dcm", sha256="ab" * 32).sha256 == "ab" * 32
+def test_a_draft_that_is_not_placed_is_gone(spool: Spool) -> None:
+    with spool.draft([BYTES]) as draft:
+        assert draft.sha256() == hashlib.sha256(BYTES).hexdigest()
+        assert len(leftovers(spool)) == 1
+    with pytest.raises(LookupError), spool.draft([BYTES]):
+        raise LookupError("not what it should be")
+    assert leftovers(spool) == []
+
+
+def test_a_folder_that_was_removed_is_made_again(spool: Spool) -> None:
+    placed = spool.place(BYTES, "inbox/1.2/3.dcm")
+    shutil.rmtree(placed.path.parent)
+    assert spool.place(BYTES, "inbox/1.2/3.dcm").path.read_bytes() == BYTES
+
+
+def test_many_threads_place_into_new_folders_at_once(spool: Spool) -> None:
+    def place(part: int) -> None:
+        for number in range(10):
+            spool.place(bytes([part]) * 1000, f"inbox/{number}/{part}.dcm")
+
+    threads = [threading.Thread(target=place, args=(part,)) for part in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(list((spool.root / "inbox").rglob("*.dcm"))) == 80
+    assert leftovers(spool) == []
+
+
+def test_folders_are_remembered_up_to_a_number(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.spool.MOST_FOLDERS_KNOWN", 2)
+    for number in range(5):
+        assert spool.place(BYTES, f"inbox/{number}/1.dcm").path.exists()
+    assert len(spool._durable_folders) <= 2
 
 
 def test_placing_again_replaces_the_file_whole(spool: Spool) -> None:
@@ -52,13 +86,9 @@ def test_placing_again_replaces_the_file_whole(spool: Spool) -> None:
     assert leftovers(spool) == []
 
 
-def test_a_failing_source_leaves_nothing(spool: Spool) -> None:
-    def broken() -> object:
-        yield b"half"
-        raise ConnectionError("the sender went away")
-
-    with pytest.raises(ConnectionError):
-        spool.place(broken(), "inbox/1.2/3.dcm")  # type: ignore[arg-type]
+def test_a_chunk_that_cannot_be_written_leaves_nothing(spool: Spool) -> None:
+    with pytest.raises(TypeError):
+        spool.place([b"half", "text"], "inbox/1.2/3.dcm")  # type: ignore[list-item]
     assert leftovers(spool) == []
     assert not (spool.root / "inbox/1.2").exists()
 
@@ -130,7 +160,7 @@ def test_no_text_names_a_file_outside(name: str) -> None:
 @example("1/2", "1.2")
 def test_an_inbox_name_is_three_plain_parts_or_refused(series: str, instance: str) -> None:
     if not (is_plausible_uid(series) and is_plausible_uid(instance)):
-        with pytest.raises(NameRefused, match="^a UID of the instance is not 1 to 64 digits and dots$"):
+        with pytest.raises(NameRefused, match=r"^a UID of the instance is not 1 to 64 digits and dots$"):
             inbox_name(series, instance, "ab" * 32)
         return
     name = inbox_name(series, instance, "ab" * 32)
