@@ -6,22 +6,23 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxscript.optimizer
 import torch
 from onnx import numpy_helper
+from onnxscript import ir
 from torch import Tensor, nn
 
 OPSET = 18
 """Above 20 the exporter writes GroupNormalization and newer operators without CUDA kernels, which would fall
 to the CPU."""
 HALF_FROM = 1024
-"""Weights of at least this many numbers are stored in half precision."""
-KEEP_EXACT = ("codebook",)
-"""Never halved: a nudged code changes which one is nearest."""
+"""Weights of at least this many numbers are stored in half precision; never the codebook, where a nudged code
+changes which one is nearest."""
 
 
 def write_graph(
@@ -36,22 +37,24 @@ def write_graph(
             output_names=[output],
             opset_version=OPSET,
             dynamo=True,
+            optimize=False,
             verbose=False,
         )
     assert program is not None
+    onnxscript.optimizer.optimize_ir(program.model, should_fold=_folds_no_weight)
     model = program.model_proto
     _strip(model)
     if half_weights:
-        halve_weights(model)
+        halve_weights(model, {name for name, _ in module.named_parameters()})
     onnx.checker.check_model(model)
     file.write_bytes(model.SerializeToString())
 
 
-def halve_weights(model: onnx.ModelProto) -> None:
-    """Store large float weights as fp16 behind a Cast, which ONNX Runtime folds away when it loads."""
+def halve_weights(model: onnx.ModelProto, names: Collection[str]) -> None:
+    """Store the large ones of the named weights as fp16 behind a Cast, which ONNX Runtime folds when it loads."""
     casts = []
     for weight in list(model.graph.initializer):
-        if not _may_be_halved(weight):
+        if weight.name not in names or np.prod(weight.dims) < HALF_FROM:
             continue
         name, values = weight.name, numpy_helper.to_array(weight)
         weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
@@ -71,10 +74,10 @@ def weights_of(model: onnx.ModelProto) -> dict[str, Tensor]:
     }
 
 
-def _may_be_halved(weight: onnx.TensorProto) -> bool:
-    is_float = weight.data_type == onnx.TensorProto.FLOAT
-    size = int(np.prod(weight.dims)) if weight.dims else 1
-    return is_float and size >= HALF_FROM and not any(word in weight.name for word in KEEP_EXACT)
+def _folds_no_weight(node: ir.Node) -> bool | None:
+    """Weights keep their torch names, so that a bundle can be read back; all else may be computed beforehand."""
+    weights = any(value is not None and value.is_initializer() for value in node.inputs)
+    return False if weights else None
 
 
 def _strip(model: onnx.ModelProto) -> None:

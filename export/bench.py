@@ -1,0 +1,145 @@
+"""ONNX Runtime against torch: the same bundle, weights, tiles and threads, in one run, taking turns."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import onnx
+import torch
+import typer
+from torch import nn
+
+from engine import samplers
+from engine.bundle import Bundle, read_bundle
+from engine.errors import BundleInvalid, ProviderMissing
+from engine.session import SessionPolicy, cpu_threads, open_graphs
+from engine.volume import Float32
+from export.graph import weights_of
+from export.s2ldm import Model
+from train.cli import EXIT_CONFIG
+from train.config import TrainConfig
+from train.evaluate import active_bundles
+from train.s2ldm.autoencoder import SyncreticAutoencoder
+from train.s2ldm.denoiser import Denoiser
+
+Run = Callable[..., Float32]
+
+
+def bench_engine(
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="Default: the first active one.")] = None,
+    tiles: Annotated[int, typer.Option("--tiles", min=1, help="Tiles of one round.")] = 2,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; medians are shown.")] = 3,
+    threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads of both.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Time a bundle's graphs in ONNX Runtime beside the same network in torch, on the CPU."""
+    try:
+        result = compare(bundle or active_bundles()[0], tiles, rounds, threads)
+    except (BundleInvalid, ProviderMissing) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(EXIT_CONFIG) from None
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    typer.echo(
+        f"engine: {result['engine_s']} s, torch {result['torch_s']} s a tile, ratio {result['ratio']}"
+        f" ({result['provider']}, {result['machine']})"
+    )
+
+
+def compare(folder: Path, tiles: int, rounds: int, threads: int) -> dict[str, Any]:
+    """Seconds a tile of both, and engine / torch; below 1 the engine is faster. Raises BundleInvalid."""
+    bundle = read_bundle(folder)
+    policy = SessionPolicy(provider="cpu", threads=threads)
+    sessions = open_graphs(bundle, policy).graphs
+    modules = rebuild(bundle).graphs()
+    torch.set_num_threads(cpu_threads(policy))
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 1, *bundle.manifest.tile)).astype(np.float32)
+    runs: dict[str, Run] = {
+        "engine": lambda name, **inputs: sessions[name](**inputs),
+        "torch": lambda name, **inputs: _torch(modules[name], **inputs),
+    }
+    made = {who: tile(bundle, run, x) for who, run in runs.items()}
+    seconds: dict[str, list[float]] = {who: [] for who in runs}
+    for _ in range(rounds):
+        for who, run in runs.items():
+            began = time.perf_counter()
+            for _ in range(tiles):
+                tile(bundle, run, x)
+            seconds[who].append((time.perf_counter() - began) / tiles)
+    engine_s, torch_s = (statistics.median(seconds[who]) for who in ("engine", "torch"))
+    low, high = bundle.manifest.window_hu
+    return {
+        "engine_s": round(engine_s, 4),
+        "torch_s": round(torch_s, 4),
+        "ratio": round(engine_s / torch_s, 4),
+        "provider": "cpu",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cpus, {cpu_threads(policy)} threads",
+        "model_id": bundle.manifest.model_id,
+        "tiles": tiles,
+        "difference_hu": round(float(np.abs(made["engine"] - made["torch"]).mean()) * (high - low) / 2, 4),
+    }
+
+
+def tile(bundle: Bundle, run: Run, x: Float32) -> Float32:
+    """One tile through encoder, sampler and decoder."""
+    spec = bundle.manifest.sampler
+    assert spec is not None
+    e_n = run("encoder", x=x)
+    noise = np.zeros((samplers.noise_fields(spec), *e_n.shape), np.float32)
+
+    def predict(z_t: Float32, source: Float32, t: float) -> Float32:
+        return run("denoiser", z_t=z_t, e_n=source, t=np.array([t], np.float32))
+
+    z = samplers.sample(spec, predict, e_n, noise)
+    needs_source = bundle.manifest.run["config"]["autoencoder"]["source_skip"] == "residual"  # type: ignore[index,call-overload]
+    return run("decoder", z=z, **({"x": x} if needs_source else {}))
+
+
+def rebuild(bundle: Bundle) -> Model:
+    """The torch networks of a bundle: architecture from its run card, weights from its graphs.
+
+    Raises BundleInvalid where a graph lacks a weight, as one made by other means would.
+    """
+    config = TrainConfig.model_validate(bundle.manifest.run["config"])
+    found = {name: _weights(bundle, name) for name in ("encoder", "denoiser", "decoder")}
+    autoencoder = SyncreticAutoencoder(config.autoencoder)
+    _fill(bundle, autoencoder, found["encoder"] | found["decoder"], "autoencoder.")
+    denoiser = Denoiser(config.diffusion, config.autoencoder.latent_channels)
+    _fill(bundle, denoiser, found["denoiser"], "")
+    assert bundle.manifest.latent is not None
+    return Model(config, autoencoder.eval(), denoiser.eval(), bundle.manifest.latent.scale, {})
+
+
+def _weights(bundle: Bundle, graph: str) -> dict[str, torch.Tensor]:
+    return weights_of(onnx.load_from_string(bundle.graph_bytes(graph)))
+
+
+def _fill(bundle: Bundle, module: nn.Module, weights: dict[str, torch.Tensor], prefix: str) -> None:
+    missing = []
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            value = weights.get(prefix + name)
+            if value is None or value.numel() != parameter.numel():
+                missing.append(name)
+                continue
+            parameter.copy_(value.reshape(parameter.shape))
+        for name, buffer in module.named_buffers():
+            if prefix + name in weights:
+                buffer.copy_(weights[prefix + name])
+    if missing:
+        raise BundleInvalid(bundle.folder, f"its graphs lack the weights {', '.join(missing[:3])} …")
+
+
+@torch.no_grad()
+def _torch(module: nn.Module, **inputs: Float32) -> Float32:
+    answer: Float32 = module(**{k: torch.from_numpy(v) for k, v in inputs.items()}).numpy()
+    return answer
