@@ -10,7 +10,7 @@ OUT    ?= build/demo
 SEED   ?=
 KILLS  ?= 30
 # First of the seeds that no training uses.
-HELD_OUT ?= 900000
+HELD_OUT ?= 9000
 
 export OMP_NUM_THREADS ?= 2
 
@@ -64,7 +64,7 @@ models: $(VENV)/.full ## train the shipped models again, on phantoms (two cores,
 build/models/%: config/train/demo.toml | $(VENV)/.full
 	$(BIN)/s2node train autoencoder --config $< --phase $* --out $@/autoencoder --cache build/models/cache-$*
 	$(BIN)/s2node train diffusion --config $< --phase $* --autoencoder $@/autoencoder --out $@/diffusion --cache build/models/cache-$*
-	$(BIN)/s2node export $@/diffusion $@/bundle
+	$(BIN)/s2node export $@/diffusion $@/bundle --replace
 
 metrics: $(VENV)/.full ## measure the shipped models on phantoms that no training has seen
 	$(BIN)/s2node evaluate --phantom-seed $(HELD_OUT) --cases 20 --json > build/metrics.json

@@ -101,7 +101,7 @@ def _spelling(param: Any) -> str:
     return ", ".join(f"`{spelling}{value}`" for spelling in spellings)
 
 
-VALUES: Mapping[str, str] = {"int": "N", "float": "X", "str": "TEXT", "path": "PATH", "file": "FILE"}
+VALUES: Mapping[str, str] = {"int": "N", "float": "X", "str": "TEXT", "path": "PATH", "file": "FILE", "dir": "DIR"}
 """What stands for a value of a type."""
 
 
@@ -110,7 +110,7 @@ def _kind(param: Any) -> str:
         return str(param.metavar)
     label = param.display_type(None).strip("<>").removesuffix(" range")
     label = label.removeprefix("list[").removesuffix("]") if label.startswith("list[") else label
-    return VALUES.get(label, label)
+    return VALUES.get(label.lower(), label)
 
 
 def _default(param: Any) -> str:

@@ -67,7 +67,7 @@ class DemoPlan:
 
     out: Path
     folder: Path | None = None
-    seed: int = 2026
+    seed: int = 9100
     options: PhantomOptions = field(default_factory=PhantomOptions)
     models: tuple[Path, ...] = ()
     limit_s: float = 1800.0

@@ -31,7 +31,7 @@ def demo(
             "--model", exists=True, help="Bundle to use for its phase, not the shipped one; repeatable."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the phantom.")] = 2026,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the phantom.")] = 9100,
     limit_s: Annotated[
         float, typer.Option("--limit", min=1, help="Seconds to wait for the series.")
     ] = 1800.0,
