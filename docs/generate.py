@@ -101,7 +101,14 @@ def _spelling(param: Any) -> str:
     return ", ".join(f"`{spelling}{value}`" for spelling in spellings)
 
 
-VALUES: Mapping[str, str] = {"int": "N", "float": "X", "str": "TEXT", "path": "PATH", "file": "FILE", "dir": "DIR"}
+VALUES: Mapping[str, str] = {
+    "int": "N",
+    "float": "X",
+    "str": "TEXT",
+    "path": "PATH",
+    "file": "FILE",
+    "dir": "DIR",
+}
 """What stands for a value of a type."""
 
 
