@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -17,6 +18,7 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, build_context
 from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.presentation import PresentationContext
 
 from config.settings import StoreDestination
@@ -83,11 +85,25 @@ def associated(peer: StoreDestination, contexts: list[PresentationContext]) -> I
         raise DestinationUnreachable(f"no connection: {error.strerror}") from error
     if not assoc.is_established:
         raise why_not(assoc)
+    assoc.dimse = OnlyAnswers(assoc)
     try:
         yield assoc
     finally:
         if assoc.is_established:
             assoc.release()
+
+
+class OnlyAnswers(DIMSEServiceProvider):
+    """Answers that only the one who asked takes.
+
+    pynetdicom's own thread of an association looks for requests of the peer, and on a busy machine it may
+    take the answer somebody waits for: it is then lost, and the wait ends with the time-out. We ask here, and
+    serve no requests.
+    """
+
+    def get_msg(self, block: bool = False) -> Any:
+        """The next answer for one who waits for it, nothing for one who only looks."""
+        return super().get_msg(block) if block else (None, None)
 
 
 def why_not(assoc: Association) -> DestinationUnreachable | DestinationRefused:
