@@ -22,7 +22,7 @@ from engine.volume import Float32, Geometry, Volume
 
 WIDTH_HU, LEVEL_HU = 400.0, 40.0
 """Abdomen window: what grey means."""
-DIFFERENCE_HU = 200.0
+DIFFERENCE_HU = 150.0
 """The strongest orange and blue."""
 BODY_HU = -300.0
 """Above it there is body; the planes are chosen inside it."""
@@ -35,6 +35,7 @@ DIVERGING = LinearSegmentedColormap.from_list(
 )
 PLANES = ("axial", "coronal", "sagittal")
 COLUMN_INCHES = 2.5
+TITLE_INCHES, SCALE_INCHES = 0.75, 0.85
 DPI = 110
 
 
@@ -73,17 +74,18 @@ def draw_overview(
     panels = [replace(panel, hu=panel.hu[box]) for panel in panels]
     geometry = replace(geometry, shape=panels[0].hu.shape)
     at = [index - (part.start or 0) for index, part in zip(at, box, strict=True)]
-    shapes = [_size_mm(geometry, plane) for plane in PLANES]
-    heights = [COLUMN_INCHES * height / width for width, height in shapes]
-    figure = Figure(figsize=(COLUMN_INCHES * len(panels) + 0.4, sum(heights) + 1.9), dpi=DPI, facecolor=PAPER)
+    sizes = [_size_mm(geometry, plane) for plane in PLANES]
+    heights = [COLUMN_INCHES * height / width for width, height in sizes]
+    tall = sum(heights) + TITLE_INCHES + SCALE_INCHES
+    figure = Figure(figsize=(COLUMN_INCHES * len(panels) + 0.4, tall), dpi=DPI, facecolor=PAPER)
     grid = figure.add_gridspec(
         len(PLANES),
         len(panels),
         height_ratios=heights,
         left=0.03,
         right=0.995,
-        top=0.9,
-        bottom=0.13,
+        top=1 - TITLE_INCHES / tall,
+        bottom=SCALE_INCHES / tall,
         wspace=0.03,
         hspace=0.03,
     )
@@ -95,8 +97,8 @@ def draw_overview(
                 axes.set_title(panel.title, color=INK, fontsize=10)
             if column == 0:
                 axes.set_ylabel(plane, color=INK, fontsize=10)
-    _scales(figure)
-    figure.suptitle(caption, color=INK, fontsize=11, y=0.985)
+    _scales(figure, tall)
+    figure.suptitle(caption, color=INK, fontsize=11, y=1 - 0.1 / tall)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
     figure.savefig(path, format="png", facecolor=PAPER)
@@ -175,10 +177,10 @@ def _difference_scale() -> ScalarMappable:
     return ScalarMappable(Normalize(-DIFFERENCE_HU, DIFFERENCE_HU), DIVERGING)
 
 
-def _scales(figure: Figure) -> None:
-    """The two HU scales below the planes."""
+def _scales(figure: Figure, tall: float) -> None:
+    """The two HU scales below the planes of a figure ``tall`` inches high."""
     for left, scale, words in _scale_places():
-        axes = figure.add_axes((left, 0.075, 0.3, 0.018))
+        axes = figure.add_axes((left, 0.5 / tall, 0.3, 0.15 / tall))
         bar = figure.colorbar(scale, cax=axes, orientation="horizontal", extend="both")
         bar.set_label(words, color=INK, fontsize=9)
         axes.tick_params(colors=INK, labelsize=8)
