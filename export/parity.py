@@ -67,11 +67,12 @@ def measure(
     sessions = {name: _session(file) for name, file in files.items()}
     x = example_tile(model)
     e_n = _torch(modules["encoder"], x=x)
-    z = _whole(model, lambda n, **i: _torch(modules[n], **i), e_n)
+    z = _whole(model, lambda n, **i: _torch(modules[n], **i), e_n, x)
     asked = {
         "encoder": {"x": x},
-        "denoiser": {"z_t": 0.5 * (e_n + z), "e_n": e_n, "t": np.array([0.5], np.float32)},
-        "decoder": {"z": z, **({"x": x} if "x" in model.inputs()["decoder"] else {})},
+        "denoiser": {"z_t": 0.5 * (e_n + z), "e_n": e_n, "t": np.array([0.5], np.float32)}
+        | _source(model, "denoiser", x),
+        "decoder": {"z": z} | _source(model, "decoder", x),
     }
     got = {name: sessions[name].run(None, inputs)[0] for name, inputs in asked.items()}
     wanted = {name: _torch(modules[name], **inputs) for name, inputs in asked.items()}
@@ -93,13 +94,21 @@ def example_tile(model: Model) -> Float32:
     return to_unit(phantom.phases["ncct"], data.window_hu)[None, None]
 
 
-def _whole(model: Model, run: Any, e_n: Float32) -> Float32:
+def _source(model: Model, graph: str, x: Float32) -> dict[str, Float32]:
+    """x for the graphs that take it besides their latents."""
+    return {"x": x} if "x" in model.inputs()[graph] else {}
+
+
+def _whole(model: Model, run: Any, e_n: Float32, x: Float32) -> Float32:
     spec = sampler_spec(model.config.diffusion)
     shape = (samplers.noise_fields(spec), *e_n.shape)
     noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
+    condition = _source(model, "denoiser", x)
+
     def predict(z_t: Float32, source: Float32, t: float) -> Float32:
-        return run("denoiser", z_t=z_t, e_n=source, t=np.array([t], np.float32))  # type: ignore[no-any-return]
+        answer: Float32 = run("denoiser", z_t=z_t, e_n=source, t=np.array([t], np.float32), **condition)
+        return answer
 
     return samplers.sample(spec, predict, e_n, noise)
 
@@ -108,8 +117,8 @@ def _whole_figures(
     model: Model, sessions: Mapping[str, ort.InferenceSession], modules: Mapping[str, nn.Module], x: Float32
 ) -> dict[str, float]:
     runs = (lambda n, **i: sessions[n].run(None, i)[0], lambda n, **i: _torch(modules[n], **i))
-    source = {"x": x} if "x" in model.inputs()["decoder"] else {}
-    painted = [run("decoder", z=_whole(model, run, run("encoder", x=x)), **source) for run in runs]
+    canvas = _source(model, "decoder", x)
+    painted = [run("decoder", z=_whole(model, run, run("encoder", x=x), x), **canvas) for run in runs]
     e = np.abs(painted[0] - painted[1]) * _half_width(model)
     return {"hu_mean": float(e.mean()), "hu_p999": float(np.quantile(e, 0.999)), "hu_max": float(e.max())}
 

@@ -77,9 +77,10 @@ class Model:
         cells = [n // f for n, f in zip(self.config.data.crop, self.config.autoencoder.factor, strict=True)]
         z = torch.zeros(1, channels, *cells)
         source = {"x": x} if self.config.autoencoder.source_skip == "residual" else {}
+        condition = {"x": x} if self.denoiser.cells is not None else {}
         return {
             "encoder": {"x": x},
-            "denoiser": {"z_t": z, "e_n": z.clone(), "t": torch.full((1,), 0.5)},
+            "denoiser": {"z_t": z, "e_n": z.clone(), "t": torch.full((1,), 0.5), **condition},
             "decoder": {"z": z, **source},
         }
 
@@ -115,7 +116,7 @@ def build_autoencoder(config: TrainConfig, weights: Mapping[str, Tensor]) -> Syn
 
 def build_denoiser(config: TrainConfig, weights: Mapping[str, Tensor]) -> Denoiser:
     """Stage 2's network with ``weights``; strict."""
-    denoiser = Denoiser(config.diffusion, config.autoencoder.latent_channels)
+    denoiser = Denoiser(config.diffusion, config.autoencoder)
     denoiser.load_state_dict(weights)
     return denoiser.requires_grad_(False).eval()
 

@@ -17,8 +17,8 @@ INPUTS = {
     "denoiser": frozenset({"z_t", "e_n", "t"}),
     "decoder": frozenset({"z"}),
 }
-OPTIONAL = {"decoder": frozenset({"x"})}
-"""A decoder that paints onto the source, D(z, x) = x + Δ(z, x), takes the tile as well."""
+OPTIONAL = {"denoiser": frozenset({"x"}), "decoder": frozenset({"x"})}
+"""A denoiser conditioned on the source, and a decoder that paints onto it, D(z, x) = x + Δ(z, x)."""
 
 
 def translate(
@@ -26,18 +26,18 @@ def translate(
 ) -> Float32:
     """x_c of one tile, [slice, row, column] in [-1, 1]; S of eq. 3 is 1 in service and so in no graph."""
     latent, sampler = parameters(manifest)
-    denoiser = graphs["denoiser"]
+    denoiser, decoder = graphs["denoiser"], graphs["decoder"]
+    source = x[None, None]
+    condition, canvas = ({"x": source} if "x" in graph.inputs else {} for graph in (denoiser, decoder))
 
     def predict(z_t: Float32, e_n: Float32, t: float) -> Float32:
-        return denoiser(z_t=z_t, e_n=e_n, t=np.array([t], dtype=np.float32))
+        return denoiser(z_t=z_t, e_n=e_n, t=np.array([t], dtype=np.float32), **condition)
 
-    e_n = graphs["encoder"](x=x[None, None])
+    e_n = graphs["encoder"](x=source)
     cells = (e_n.shape[2], e_n.shape[3], e_n.shape[4])
     epsilon = noise.block(samplers.noise_fields(sampler), latent.channels, latent_start(latent, start), cells)
     z = samplers.sample(sampler, predict, e_n, epsilon)
-    decoder = graphs["decoder"]
-    painted = decoder(z=z, x=x[None, None]) if "x" in decoder.inputs else decoder(z=z)
-    x_c: Float32 = painted[0, 0]
+    x_c: Float32 = decoder(z=z, **canvas)[0, 0]
     return x_c
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
-from train.config import DiffusionConfig
+from train.config import AutoencoderConfig, DiffusionConfig
+from train.s2ldm.autoencoder import space_to_depth
 
 TIME_SCALE = 1000.0
 
@@ -14,15 +17,19 @@ TIME_SCALE = 1000.0
 class Denoiser(nn.Module):
     """(z_t, E_n, t) to the prediction: the bridge's velocity, ε or v; the output starts at zero.
 
-    ``literal`` never shows E_n to the network; the argument is there so that all graphs look alike.
+    With ``source_condition = "cells"`` x_n is a fourth input. ``literal`` never shows E_n or x_n to the
+    network; the argument is there so that all graphs look alike.
     """
 
-    def __init__(self, config: DiffusionConfig, latent_channels: int) -> None:
+    def __init__(self, config: DiffusionConfig, autoencoder: AutoencoderConfig) -> None:
         super().__init__()
         self.sees_source = config.formulation != "literal"
+        self.cells = autoencoder.factor if self.sees_source and config.source_condition == "cells" else None
+        latent_channels = autoencoder.latent_channels
+        voxels = math.prod(self.cells) if self.cells else 0
         self.unet = DiffusionModelUNet(
             spatial_dims=3,
-            in_channels=latent_channels * (2 if self.sees_source else 1),
+            in_channels=latent_channels * (2 if self.sees_source else 1) + voxels,
             out_channels=latent_channels,
             num_res_blocks=config.res_blocks,
             channels=config.channels,
@@ -33,7 +40,11 @@ class Denoiser(nn.Module):
         # MONAI always puts attention in the middle; at 8 × 32 × 32 that is 67 million pairs a head.
         self.unet.middle_block.attention = nn.Identity()
 
-    def forward(self, z_t: Tensor, e_n: Tensor, t: Tensor) -> Tensor:
-        """z_t, E_n (B, C, d, h, w), t (B,) in [0, 1]."""
-        seen = torch.cat([z_t, e_n], dim=1) if self.sees_source else z_t
-        return self.unet(seen, t * TIME_SCALE)
+    def forward(self, z_t: Tensor, e_n: Tensor, t: Tensor, x: Tensor | None = None) -> Tensor:
+        """z_t, E_n (B, C, d, h, w), t (B,) in [0, 1], x = x_n (B, 1, D, H, W)."""
+        seen = [z_t, e_n] if self.sees_source else [z_t]
+        if self.cells is not None:
+            if x is None:
+                raise ValueError("this denoiser is conditioned on x_n")
+            seen.append(space_to_depth(x, self.cells))
+        return self.unet(torch.cat(seen, dim=1), t * TIME_SCALE)

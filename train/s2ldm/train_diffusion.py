@@ -108,7 +108,7 @@ def freeze(autoencoder: SyncreticAutoencoder) -> SyncreticAutoencoder:
 def build(config: TrainConfig, fabric: lightning.fabric.Fabric, frozen: SyncreticAutoencoder) -> Models:
     """The denoiser, its average and its optimiser."""
     this, o = config.diffusion, config.diffusion.optimiser
-    denoiser = Denoiser(this, config.autoencoder.latent_channels).to(memory_format=torch.channels_last_3d)
+    denoiser = Denoiser(this, config.autoencoder).to(memory_format=torch.channels_last_3d)
     optimiser = torch.optim.AdamW(denoiser.parameters(), lr=o.lr, betas=o.betas, weight_decay=o.weight_decay)
     ema = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(this.loop.ema))
     denoiser, optimiser = fabric.setup(denoiser, optimiser)
@@ -174,7 +174,7 @@ def step(
         group["lr"] = rate
     e_n, e_c = encode_pair(fabric, models, x_n, x_c)
     problem = pose(this, e_n, e_c, progress)
-    answer = models.denoiser(problem.z_t, problem.source, problem.t)
+    answer = models.denoiser(problem.z_t, problem.source, problem.t, x_n)
     l_diff = loss(this, answer, problem)
     models.optimiser.zero_grad(set_to_none=True)
     fabric.backward(l_diff)
@@ -206,7 +206,7 @@ def validate(
     for i in range(count):
         x_n, x_c = (fabric.to_device(x) for x in held_out.batch(1, i, 1))
         e_n, _ = encode_pair(fabric, models, x_n, x_c)
-        z = translate(config, fabric, denoiser, e_n, seed=i)
+        z = translate(config, fabric, denoiser, e_n, x_n, seed=i)
         with fabric.autocast():
             painted = [models.autoencoder.decode(latent / models.scale, x_n).float() for latent in (e_n, z)]
         sums += torch.tensor([psnr(x, x_c) for x in (x_n, *painted)])
@@ -215,7 +215,12 @@ def validate(
 
 
 def translate(
-    config: TrainConfig, fabric: lightning.fabric.Fabric, denoiser: nn.Module, e_n: Tensor, seed: int
+    config: TrainConfig,
+    fabric: lightning.fabric.Fabric,
+    denoiser: nn.Module,
+    e_n: Tensor,
+    x_n: Tensor,
+    seed: int,
 ) -> Tensor:
     """Run the engine's own sampler on this network."""
     spec = sampler_spec(config.diffusion)
@@ -223,7 +228,7 @@ def translate(
     def predict(z: Float32, source: Float32, t: float) -> Float32:
         with fabric.autocast():
             tensors = (fabric.to_device(torch.from_numpy(np.ascontiguousarray(x))) for x in (z, source))
-            answer: Tensor = denoiser(*tensors, torch.full((len(z),), t, device=fabric.device))
+            answer: Tensor = denoiser(*tensors, torch.full((len(z),), t, device=fabric.device), x_n)
         return answer.float().cpu().numpy()
 
     source = e_n.cpu().numpy()
