@@ -52,6 +52,8 @@ GAP_MM = 6.0
 """Gaps in bone that are closed, so that marrow is inside."""
 MARGIN_MM = 4.0
 """Distance kept from bone, for partial volume."""
+AIR_MM = 24.0
+"""Air kept around the body."""
 POOL_MM = 9.0
 """What is as bright as compact bone over a ball of this radius is a heart or aneurysm."""
 
@@ -82,8 +84,7 @@ class Enhancement:
 
 def measure_enhancement(volume: Volume) -> Enhancement:
     """Measure a volume whose slices are axial; shares of nothing are 0."""
-    grid = _coarse(volume)
-    body = _body(grid)
+    grid, body = _cropped(*_with_body(_coarse(volume)))
     spine = _find_spine(grid, body)
     soft = _inner(grid, body) & ~_bone(grid, spine) & (grid.smooth > 0)
     enhanced = _opened(grid, soft & (grid.smooth >= ENHANCED_HU), VOXEL_MM)
@@ -187,21 +188,36 @@ def _closed(grid: _Grid, mask: Mask, mm: float) -> Mask:
 
 
 def _filled(mask: Mask) -> Mask:
-    """The holes of every slice filled."""
-    return np.stack([_apply(one, sitk.BinaryFillhole) for one in mask])
+    """The holes of every slice filled: between solid planes a hole of a slice is one of the whole stack."""
+    stack = np.ones((2 * len(mask) + 1, *mask.shape[1:]), dtype=np.bool_)
+    stack[1::2] = mask
+    return _apply(stack, sitk.BinaryFillhole)[1::2]
 
 
 # --- anatomy ------------------------------------------------------------------------------------
 
 
-def _body(grid: _Grid) -> Mask:
+def _with_body(grid: _Grid) -> tuple[_Grid, Mask]:
     """The largest thing denser than air, without table and clothes, its holes (lungs, bowel) filled."""
     dense = _apply(
         grid.hu > BODY_HU, lambda image: sitk.BinaryMorphologicalOpening(image, _ball(grid, GAP_MM))
     )
-    if not dense.any():
-        return dense
-    return _filled(_apply(dense, _largest))
+    return grid, _filled(_apply(dense, _largest)) if dense.any() else dense
+
+
+def _cropped(grid: _Grid, body: Mask) -> tuple[_Grid, Mask]:
+    """Rows and columns of the body only, with air around it wherever the image holds some."""
+    if not body.any():
+        return grid, body
+    rows, columns = (np.flatnonzero(body.any(axis=axes)) for axes in ((0, 2), (0, 1)))
+    box = tuple(
+        slice(
+            max(0, int(found[0]) - grid.voxels(AIR_MM, axis)), int(found[-1]) + grid.voxels(AIR_MM, axis) + 1
+        )
+        for axis, found in ((1, rows), (2, columns))
+    )
+    kept = (slice(None), *box)
+    return _Grid(grid.hu[kept], grid.smooth[kept], grid.spacing_mm), body[kept]
 
 
 def _largest(image: sitk.Image) -> sitk.Image:
@@ -292,10 +308,6 @@ def _vessel_mm2(grid: _Grid, spine: _Spine) -> float:
     """Mean area a slice of bright, compact things in front of the spine."""
     slices = int(spine.vessels.any(axis=(1, 2)).sum())
     bright = spine.vessels & (grid.smooth >= VESSEL_HU) & (grid.hu < METAL_HU)
-    opened = np.stack([_opened_slice(grid, one) for one in bright])
+    radius = _disc(grid, MARGIN_MM)
+    opened = _apply(bright, lambda image: sitk.BinaryMorphologicalOpening(image, radius))
     return float(opened.sum()) * grid.pixel_mm2 / slices if slices else 0.0
-
-
-def _opened_slice(grid: _Grid, mask: Mask) -> Mask:
-    radius = _disc(grid, MARGIN_MM)[:2]
-    return _apply(mask, lambda image: sitk.BinaryMorphologicalOpening(image, radius))

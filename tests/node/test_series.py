@@ -215,8 +215,9 @@ def long_cosines(slices: list[Dataset]) -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        missing_slice, doubled_slice, all_at_one_place, tilted_gantry, turned_slice, other_size, other_spacing,
-        other_frame_of_reference, no_position, no_orientation, no_spacing, no_rows, skewed_cosines, long_cosines,
+        missing_slice, doubled_slice, all_at_one_place, tilted_gantry, turned_slice, other_size,
+        other_spacing, other_frame_of_reference, no_position, no_orientation, no_spacing, no_rows,
+        skewed_cosines, long_cosines,
     ],
     ids=lambda spoil: spoil.__name__,
 )  # fmt: skip

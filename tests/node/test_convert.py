@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from config.intake import IntakeSettings
+from engine.volume import Geometry, Volume
+from node.convert import convert, write_volume
+
+RULES = IntakeSettings()
+
+
+def test_every_grid_becomes_a_case_and_all_else_a_reason(tmp_path: Path, ct: Any, write_slices: Any) -> None:
+    hu = ct.gradient()
+    write_slices(ct.slices(hu), "in/plain")
+    write_slices(ct.slices(hu, series_uid="1.2.3.5", ContrastBolusAgent="IODINE"), "in/enhanced")
+    write_slices(ct.slices(hu, series_uid="1.2.3.6")[::3], "in/every third")
+    gap = ct.slices(hu, series_uid="1.2.3.7")
+    del gap[4]
+    write_slices(gap, "in/gap")
+    (tmp_path / "in" / "notes.txt").write_text("nothing")
+    rows = {str(row.source): row for row in convert(tmp_path / "in", tmp_path / "out", RULES)}
+    assert {name: row.code for name, row in rows.items()} == {
+        "notes.txt": "NOT-DICOM", "plain": None, "enhanced": None, "every third": None, "gap": "NOT-A-GRID",
+    }  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "case-0001",
+        "case-0002",
+        "case-0003",
+    ]
+    folder = rows["plain"].folder
+    assert folder is not None
+    image = sitk.ReadImage(str(folder / "ct.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), hu)
+
+
+def test_with_examine_only_what_the_node_takes_is_written(tmp_path: Path, ct: Any, write_slices: Any) -> None:
+    hu = ct.gradient() * 0 + 40
+    write_slices(ct.slices(hu), "in/plain")
+    write_slices(ct.slices(hu, series_uid="1.2.3.5", ContrastBolusAgent="IODINE"), "in/enhanced")
+    rows = convert(tmp_path / "in", tmp_path / "out", RULES, examine=True)
+    assert sorted((str(row.source), row.code) for row in rows) == [
+        ("enhanced", "HAS-CONTRAST"),
+        ("plain", None),
+    ]
+
+
+def test_numbers_go_on_after_the_cases_there_are(tmp_path: Path, ct: Any, write_slices: Any) -> None:
+    write_slices(ct.slices(ct.gradient()), "in")
+    (tmp_path / "out" / "case-0007").mkdir(parents=True)
+    (tmp_path / "out" / "case-other").mkdir()
+    (row,) = convert(tmp_path / "in", tmp_path / "out", RULES)
+    assert row.folder == tmp_path / "out" / "case-0008"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_image_lies_where_the_volume_does(tmp_path: Path, turned: bool) -> None:
+    directions = (
+        ((0.0, 0.6, 0.8), (0.0, 0.8, -0.6), (1.0, 0.0, 0.0))
+        if turned
+        else Geometry((1, 1, 1), (1, 1, 1)).directions
+    )
+    geometry = Geometry((3, 4, 5), (2.5, 0.8, 0.7), (-5.0, 6.0, 100.0), directions)
+    write_volume(tmp_path, Volume(np.zeros((3, 4, 5), np.float32), geometry))
+    image = sitk.ReadImage(str(tmp_path / "ct.nii.gz"))
+    for index in ((0, 0, 0), (2, 1, 3)):
+        here = image.TransformIndexToPhysicalPoint(tuple(reversed(index)))
+        assert here == pytest.approx(geometry.position_of(index), abs=1e-4)
+    described = json.loads((tmp_path / "geometry.json").read_text())
+    assert described["shape"] == [3, 4, 5]
+    assert described["spacing_mm"] == [2.5, 0.8, 0.7]
+
+
+def test_nothing_of_the_patient_goes_along(tmp_path: Path, ct: Any, write_slices: Any) -> None:
+    write_slices(ct.slices(ct.gradient(), StudyDate="20250102", AccessionNumber="ACC77"), "in")
+    (row,) = convert(tmp_path / "in", tmp_path / "out", RULES)
+    assert row.folder is not None
+    content = b"".join(
+        gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        for path in row.folder.iterdir()
+    )
+    for value in (b"DOE", b"ID0017", b"1.2.3.4", b"20250102", b"ACC77"):
+        assert value not in content
