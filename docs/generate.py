@@ -7,6 +7,7 @@ metrics are written between their markers in the pages that hold them. `tests/do
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -246,7 +247,8 @@ PAGES = ("command-reference.md", "administrators-guide.md", "model-card.md")
 
 
 def main() -> None:
-    """Write every page that has generated parts."""
+    """Write every page that has generated parts; default folders as they are without XDG_DATA_HOME."""
+    os.environ.pop("XDG_DATA_HOME", None)
     for name in PAGES:
         path = DOCS / name
         path.write_text(page(path), encoding="utf-8")
