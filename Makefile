@@ -15,7 +15,7 @@ HELD_OUT ?= 9000
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench models faults docs constraints clean
+.PHONY: help demo test check lint bench models faults picture metrics docs constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -65,6 +65,9 @@ build/models/%: config/train/demo.toml | $(VENV)/.full
 	$(BIN)/s2node train autoencoder --config $< --phase $* --out $@/autoencoder --cache build/models/cache-$*
 	$(BIN)/s2node train diffusion --config $< --phase $* --autoencoder $@/autoencoder --out $@/diffusion --cache build/models/cache-$*
 	$(BIN)/s2node export $@/diffusion $@/bundle --replace
+
+picture: demo ## the demo's picture as the README shows it
+	cp '$(OUT)/overview.png' docs/images/demo.png
 
 metrics: $(VENV)/.full ## measure the shipped models on phantoms that no training has seen
 	$(BIN)/s2node evaluate --phantom-seed $(HELD_OUT) --cases 20 --json > build/metrics.json
