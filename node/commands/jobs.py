@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from config.settings import Settings
 from node.commands.exits import FAILED
-from node.commands.options import AsJson, ConfigFile, settings_of
+from node.commands.options import AsJson, ConfigFile, as_owner_of, settings_of
 from node.commands.screen import age, err, moment, say, show_json, show_rows, show_table
 from node.ledger import Job, JobUnknown, Ledger, MoveRefused
 from node.states import State
@@ -92,7 +91,7 @@ def retry(
 
 def open_ledger(settings: Settings) -> Ledger:
     """The ledger of the node with these settings; raises FileNotFoundError where no node has run yet."""
-    path: Path = settings.storage.data_dir / LEDGER
+    path = as_owner_of(settings.storage.data_dir / LEDGER)
     if not path.exists():
         raise FileNotFoundError(
             f"no ledger at {path}: has the node run, and is --config the one it runs with?"

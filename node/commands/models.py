@@ -10,7 +10,7 @@ import typer
 
 from engine.errors import BundleInvalid
 from node.commands.exits import CONFIG
-from node.commands.options import AsJson, ConfigFile, settings_of
+from node.commands.options import AsJson, ConfigFile, as_owner_of, settings_of
 from node.commands.screen import err, moment, say, show_rows, show_table
 from node.models import ModelStore
 
@@ -67,7 +67,7 @@ def verify(
 @app.command()
 def activate(model: Model, config: ConfigFile = None) -> None:
     """Use a model for its phase from the next job on: it is verified and copied to data_dir/models."""
-    store = ModelStore(settings_of(config))
+    store = _own_store(config)
     bundle = store.activate(store.find(model))
     say(f"{bundle.manifest.phase}: {bundle.manifest.model_id} is active from the next job on")
 
@@ -77,7 +77,7 @@ def rollback(
     phase: Annotated[str, typer.Argument(help="arterial or venous.")], config: ConfigFile = None
 ) -> None:
     """Go back to the model that was in use for a phase before; at last the shipped one."""
-    store = ModelStore(settings_of(config))
+    store = _own_store(config)
     say(f"{phase}: {store.rollback(phase)} is active from the next job on")
 
 
@@ -95,6 +95,13 @@ def history(config: ConfigFile = None, as_json: AsJson = False) -> None:
             for change in changes
         ],
     )
+
+
+def _own_store(config: Path | None) -> ModelStore:
+    """The store, to be changed; raises PermissionError where the data folder belongs to another user."""
+    settings = settings_of(config)
+    as_owner_of(settings.storage.data_dir)
+    return ModelStore(settings)
 
 
 def _is_whole(store: ModelStore, folder: Path) -> bool:

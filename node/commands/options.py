@@ -31,6 +31,19 @@ def config_file(named: Path | None) -> Path | None:
     return named or (SYSTEM_FILE if SYSTEM_FILE.exists() else None)
 
 
+def as_owner_of(path: Path) -> Path:
+    """``path``; raises PermissionError where it belongs to another user.
+
+    Files that root leaves beside the node's own (SQLite's log among them) would lock the node out.
+    """
+    if path.exists() and path.stat().st_uid != os.geteuid():
+        owner = path.owner()
+        raise PermissionError(
+            f"{path} belongs to {owner}: run the command as that user, sudo -u {owner} s2node …"
+        )
+    return path
+
+
 def settings_of(named: Path | None) -> Settings:
     """The settings of the command; raises ConfigError."""
     return load_settings(config_file(named), os.environ)

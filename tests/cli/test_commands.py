@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -141,6 +142,13 @@ def test_an_ae_title_that_is_none_is_a_usage_error(run: Callable) -> None:
 def test_jobs_without_a_node_say_where_they_looked(run: Callable, config: Path) -> None:
     ended = run("jobs", "list", "--config", config)
     assert ended.code == 1 and "ledger.sqlite3" in ended.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_another_users_ledger_is_not_opened(run: Callable, config: Path, ledger: Ledger) -> None:
+    os.chown(ledger.path, 65534, 65534)
+    ended = run("jobs", "list", "--config", config)
+    assert ended.code == 1 and "run the command as that user" in ended.err
 
 
 def test_jobs_are_listed_for_people_and_for_scripts(run: Callable, config: Path, ledger: Ledger) -> None:
