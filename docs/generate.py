@@ -151,56 +151,56 @@ ORGANS = ("aorta", "portal_vein", "liver", "spleen", "renal_cortex")
 
 
 def metrics_tables() -> str:
-    """What `s2node evaluate` measured of the shipped models, one table of images and one of organs."""
+    """What `s2node evaluate` measured of the shipped models: images, organs, and what must not change."""
     if not METRICS.exists():
         return "Not measured yet."
     measured = json.loads(METRICS.read_text(encoding="utf-8"))
-    phases = measured["phases"]
-    images = [
-        (phase, who, *(_number(found[who][name], digits) for name, digits in IMAGE_METRICS.items()))
-        for phase, found in phases.items()
-        for who in ("identity", "model")
-    ]
-    organs = [
-        (
-            phase,
-            organ,
-            *(_number(found["organs"][organ].get(name), digits) for name, digits in ORGAN_METRICS.items()),
-        )
-        for phase, found in phases.items()
-        for organ in ORGANS
-        if organ in found["organs"]
-    ]
-    controls = [
-        (phase, tissue, _number(row["mean_change_hu"], 1), _number(row["true_change_hu"], 1))
-        for phase, found in phases.items()
-        for tissue, row in found["controls"].items()
-    ]
-    seeds = measured["seeds"]
+    phases, seeds = measured["phases"], measured["seeds"]
+    models = ", ".join(f"`{found['model_id']}`" for found in phases.values())
     return "\n\n".join(
         [
-            f"{len(seeds)} phantoms, seeds {min(seeds)} to {max(seeds)}; models "
-            + ", ".join(f"`{found['model_id']}`" for found in phases.values())
-            + ".",
-            markdown_table(("phase", "", "PSNR dB", "SSIM", "NMSE"), images),
-            markdown_table(
-                (
-                    "phase",
-                    "organ",
-                    "true HU",
-                    "synthetic HU",
-                    "error of the source",
-                    "error of the model",
-                    "slope",
-                ),
-                organs,
-            ),
+            f"{len(seeds)} phantoms, seeds {min(seeds)} to {max(seeds)}; models {models}.",
+            markdown_table(("phase", "", "PSNR dB", "SSIM", "NMSE"), list(_image_rows(phases))),
+            markdown_table(ORGAN_COLUMNS, list(_organ_rows(phases))),
             "Tissue that must not change (mean change in HU):",
-            markdown_table(("phase", "tissue", "synthesis", "truth"), controls),
+            markdown_table(("phase", "tissue", "synthesis", "truth"), list(_control_rows(phases))),
         ]
     )
 
 
+def _image_rows(phases: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for phase, found in phases.items():
+        for who in ("identity", "model"):
+            values = (_number(found[who][name], digits) for name, digits in IMAGE_METRICS.items())
+            yield (phase, who, *values)
+
+
+def _organ_rows(phases: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for phase, found in phases.items():
+        for organ in (organ for organ in ORGANS if organ in found["organs"]):
+            row = found["organs"][organ]
+            yield (
+                phase,
+                organ,
+                *(_number(row.get(name), digits) for name, digits in ORGAN_METRICS.items()),
+            )
+
+
+def _control_rows(phases: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for phase, found in phases.items():
+        for tissue, row in found["controls"].items():
+            yield (phase, tissue, _number(row["mean_change_hu"], 1), _number(row["true_change_hu"], 1))
+
+
+ORGAN_COLUMNS = (
+    "phase",
+    "organ",
+    "true HU",
+    "synthetic HU",
+    "error of the source",
+    "error of the model",
+    "slope",
+)
 IMAGE_METRICS: Mapping[str, int] = {"psnr": 1, "ssim": 3, "nmse": 4}
 ORGAN_METRICS: Mapping[str, int] = {
     "true_hu": 0,

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 from numpy.typing import NDArray
 
 from engine.volume import Float32, Geometry, Volume
@@ -74,34 +75,31 @@ def draw_overview(
     panels = [replace(panel, hu=panel.hu[box]) for panel in panels]
     geometry = replace(geometry, shape=panels[0].hu.shape)
     at = [index - (part.start or 0) for index, part in zip(at, box, strict=True)]
-    sizes = [_size_mm(geometry, plane) for plane in PLANES]
-    heights = [COLUMN_INCHES * height / width for width, height in sizes]
-    tall = sum(heights) + TITLE_INCHES + SCALE_INCHES
-    figure = Figure(figsize=(COLUMN_INCHES * len(panels) + 0.4, tall), dpi=DPI, facecolor=PAPER)
-    grid = figure.add_gridspec(
-        len(PLANES),
-        len(panels),
-        height_ratios=heights,
-        left=0.03,
-        right=0.995,
-        top=1 - TITLE_INCHES / tall,
-        bottom=SCALE_INCHES / tall,
-        wspace=0.03,
-        hspace=0.03,
-    )
+    figure, grid, tall = _sheet(len(panels), geometry)
     for row, plane in enumerate(PLANES):
         for column, panel in enumerate(panels):
             axes = figure.add_subplot(grid[row, column])
             _draw(axes, panel, geometry, plane, at)
-            if row == 0:
-                axes.set_title(panel.title, color=INK, fontsize=10)
-            if column == 0:
-                axes.set_ylabel(plane, color=INK, fontsize=10)
+            axes.set_title(panel.title if row == 0 else "", color=INK, fontsize=10)
+            axes.set_ylabel(plane if column == 0 else "", color=INK, fontsize=10)
     _scales(figure, tall)
     figure.suptitle(caption, color=INK, fontsize=11, y=1 - 0.1 / tall)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
     figure.savefig(path, format="png", facecolor=PAPER)
+
+
+def _sheet(columns: int, geometry: Geometry) -> tuple[Figure, GridSpec, float]:
+    """An empty figure, its grid of planes by columns to scale, and its height in inches."""
+    sizes = [_size_mm(geometry, plane) for plane in PLANES]
+    heights = [COLUMN_INCHES * height / width for width, height in sizes]
+    tall = sum(heights) + TITLE_INCHES + SCALE_INCHES
+    figure = Figure(figsize=(COLUMN_INCHES * columns + 0.4, tall), dpi=DPI, facecolor=PAPER)
+    margins = {"left": 0.03, "right": 0.995, "top": 1 - TITLE_INCHES / tall, "bottom": SCALE_INCHES / tall}
+    grid = figure.add_gridspec(
+        len(PLANES), columns, height_ratios=heights, wspace=0.03, hspace=0.03, **margins
+    )
+    return figure, grid, tall
 
 
 def body_box(source: Float32) -> tuple[slice, slice, slice]:
