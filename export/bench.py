@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,13 +67,14 @@ def compare(folder: Path, tiles: int, rounds: int, threads: int) -> dict[str, An
         "engine": lambda name, **inputs: sessions[name](**inputs),
         "torch": lambda name, **inputs: _torch(modules[name], **inputs),
     }
-    made = {who: tile(bundle, run, x) for who, run in runs.items()}
+    inputs = {name: graph.inputs.keys() for name, graph in sessions.items()}
+    made = {who: tile(bundle, run, inputs, x) for who, run in runs.items()}
     seconds: dict[str, list[float]] = {who: [] for who in runs}
     for _ in range(rounds):
         for who, run in runs.items():
             began = time.perf_counter()
             for _ in range(tiles):
-                tile(bundle, run, x)
+                tile(bundle, run, inputs, x)
             seconds[who].append((time.perf_counter() - began) / tiles)
     engine_s, torch_s = (statistics.median(seconds[who]) for who in ("engine", "torch"))
     low, high = bundle.manifest.window_hu
@@ -89,19 +90,19 @@ def compare(folder: Path, tiles: int, rounds: int, threads: int) -> dict[str, An
     }
 
 
-def tile(bundle: Bundle, run: Run, x: Float32) -> Float32:
-    """One tile through encoder, sampler and decoder."""
+def tile(bundle: Bundle, run: Run, inputs: Mapping[str, Collection[str]], x: Float32) -> Float32:
+    """One tile through encoder, sampler and decoder; ``inputs`` names what each graph takes."""
     spec = bundle.manifest.sampler
     assert spec is not None
     e_n = run("encoder", x=x)
+    given = {name: {"x": x} if "x" in inputs[name] else {} for name in ("denoiser", "decoder")}
     noise = np.zeros((samplers.noise_fields(spec), *e_n.shape), np.float32)
 
     def predict(z_t: Float32, source: Float32, t: float) -> Float32:
-        return run("denoiser", z_t=z_t, e_n=source, t=np.array([t], np.float32))
+        return run("denoiser", z_t=z_t, e_n=source, t=np.array([t], np.float32), **given["denoiser"])
 
     z = samplers.sample(spec, predict, e_n, noise)
-    needs_source = bundle.manifest.run["config"]["autoencoder"]["source_skip"] == "residual"  # type: ignore[index,call-overload]
-    return run("decoder", z=z, **({"x": x} if needs_source else {}))
+    return run("decoder", z=z, **given["decoder"])
 
 
 def rebuild(bundle: Bundle) -> Model:
@@ -113,7 +114,7 @@ def rebuild(bundle: Bundle) -> Model:
     found = {name: _weights(bundle, name) for name in ("encoder", "denoiser", "decoder")}
     autoencoder = SyncreticAutoencoder(config.autoencoder)
     _fill(bundle, autoencoder, found["encoder"] | found["decoder"], "autoencoder.")
-    denoiser = Denoiser(config.diffusion, config.autoencoder.latent_channels)
+    denoiser = Denoiser(config.diffusion, config.autoencoder)
     _fill(bundle, denoiser, found["denoiser"], "")
     assert bundle.manifest.latent is not None
     return Model(config, autoencoder.eval(), denoiser.eval(), bundle.manifest.latent.scale, {})

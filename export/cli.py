@@ -48,3 +48,7 @@ def export(
         raise typer.Exit(EXIT_FAILED) from None
     whole = manifest.parity["whole"]
     typer.echo(f"{out}: {manifest.model_id}, parity {whole['hu_mean']:.3g} HU mean")  # type: ignore[index,call-overload]
+
+
+if __name__ == "__main__":
+    typer.run(export)

@@ -51,7 +51,7 @@ def write_graph(
 
 
 def halve_weights(model: onnx.ModelProto, names: Collection[str]) -> None:
-    """Store the large ones of the named weights as fp16 behind a Cast, which ONNX Runtime folds when it loads."""
+    """Store the large ones of the named weights as fp16 behind a Cast, which ONNX Runtime folds at load."""
     casts = []
     for weight in list(model.graph.initializer):
         if weight.name not in names or np.prod(weight.dims) < HALF_FROM:
@@ -75,7 +75,7 @@ def weights_of(model: onnx.ModelProto) -> dict[str, Tensor]:
 
 
 def _folds_no_weight(node: ir.Node) -> bool | None:
-    """Weights keep their torch names, so that a bundle can be read back; all else may be computed beforehand."""
+    """Weights keep their torch names, so that a bundle can be read back; all else may be computed now."""
     weights = any(value is not None and value.is_initializer() for value in node.inputs)
     return False if weights else None
 

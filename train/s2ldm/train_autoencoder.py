@@ -145,12 +145,28 @@ def step(
         total = total + terms["loss/adversarial"]
     models.optimiser.zero_grad(set_to_none=True)
     fabric.backward(total)
-    fabric.clip_gradients(models.autoencoder, models.optimiser, max_norm=this.optimiser.clip)
-    models.optimiser.step()
+    skipped = descend(fabric, models.autoencoder, models.optimiser, this.optimiser.clip)
     models.ema.update_parameters(models.autoencoder.module)
     if models.discriminator is not None and progress >= this.adversarial.start:
         terms["discriminator"] = discriminator_step(this, fabric, models, out, x_c)
-    return {name: value.detach() for name, value in terms.items()} | {"lr": torch.tensor(rate)}
+    return {name: value.detach() for name, value in terms.items()} | {
+        "lr": torch.tensor(rate),
+        "skipped": skipped,
+    }
+
+
+def descend(
+    fabric: lightning.fabric.Fabric, network: nn.Module, optimiser: torch.optim.Optimizer, clip: float
+) -> Tensor:
+    """Clip and step, unless a gradient is not a number; returns 1 where the step was skipped.
+
+    oneDNN's bf16 convolutions now and then give a weight gradient of NaN (seen with 40 channels, torch 2.13).
+    """
+    norm = fabric.clip_gradients(network, optimiser, max_norm=clip, error_if_nonfinite=False)
+    finite = norm is None or bool(torch.isfinite(norm))
+    if finite:
+        optimiser.step()
+    return torch.tensor(0.0 if finite else 1.0)
 
 
 def stage_one_terms(

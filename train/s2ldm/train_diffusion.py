@@ -31,7 +31,7 @@ from train.s2ldm.autoencoder import SyncreticAutoencoder
 from train.s2ldm.denoiser import Denoiser
 from train.s2ldm.formulation import loss, pose, sampler_spec
 from train.s2ldm.train_autoencoder import STAGE as STAGE_ONE
-from train.s2ldm.train_autoencoder import card, pick_up, psnr, start
+from train.s2ldm.train_autoencoder import card, descend, pick_up, psnr, start
 
 STAGE = "diffusion"
 SCALE_LATENTS = 64
@@ -178,11 +178,10 @@ def step(
     l_diff = loss(this, answer, problem)
     models.optimiser.zero_grad(set_to_none=True)
     fabric.backward(l_diff)
-    fabric.clip_gradients(models.denoiser, models.optimiser, max_norm=this.optimiser.clip)
-    models.optimiser.step()
+    skipped = descend(fabric, models.denoiser, models.optimiser, this.optimiser.clip)
     models.ema.update_parameters(models.denoiser.module)
     still = (e_c - e_n).abs().mean()
-    return {"loss/diff": l_diff.detach(), "latent_gap": still, "lr": torch.tensor(rate)}
+    return {"loss/diff": l_diff.detach(), "latent_gap": still, "lr": torch.tensor(rate), "skipped": skipped}
 
 
 @torch.no_grad()

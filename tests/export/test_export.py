@@ -1,0 +1,169 @@
+"""A checkpoint becomes a bundle the engine runs, or nothing at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from engine.bundle import read_bundle
+from engine.phantom import PhantomOptions, make_phantom
+from engine.pipeline import open_engine
+from engine.session import SessionPolicy
+from engine.volume import Volume
+from export import parity
+from export.bench import compare, rebuild
+from export.bundle import BundleExists, export_bundle
+from export.graph import OPSET, weights_of
+from export.parity import ParityExceeded, Tolerance
+from export.s2ldm import load_model
+from node.cli import app
+from train.checkpoint import NAME, CheckpointUnusable
+from train.config import BundleConfig, TrainConfig
+
+CPU = SessionPolicy(provider="cpu", threads=1)
+
+
+def test_the_manifest_says_what_was_trained(bundle: Path, few_steps: TrainConfig) -> None:
+    manifest = read_bundle(bundle).manifest
+    assert manifest.model_id == "s2ldm-tiny-venous-0.0.0"
+    assert manifest.tile == few_steps.data.crop
+    assert manifest.latent is not None
+    assert manifest.latent.factor == few_steps.autoencoder.factor
+    assert manifest.sampler is not None
+    assert manifest.sampler.steps == few_steps.diffusion.sampler.steps
+    assert manifest.run["config"] == json.loads(few_steps.model_dump_json())
+    assert manifest.run["steps"] == 6
+    assert manifest.opset == OPSET == 18
+
+
+def test_parity_of_every_graph_is_written_with_its_tolerance(bundle: Path) -> None:
+    written = read_bundle(bundle).manifest.parity
+    assert written.keys() == {"encoder", "denoiser", "decoder", "whole"}
+    assert written["encoder"]["max_abs"] <= written["encoder"]["tolerance"]
+    assert written["denoiser"]["max_abs"] <= written["denoiser"]["tolerance"]
+    assert written["decoder"]["code_agreement"] >= written["decoder"]["tolerance_code_agreement"]
+    assert written["whole"]["hu_mean"] < 0.2
+
+
+def test_the_engine_runs_it(bundle: Path) -> None:
+    phantom = make_phantom(
+        0, PhantomOptions(shape=(12, 40, 40), spacing_mm=(6.0, 8.0, 8.0), phases=("ncct",))
+    )
+    made = open_engine(bundle, CPU).synthesize(Volume(phantom.phases["ncct"], phantom.geometry), seed=0)
+    assert made.phase == "venous"
+    assert made.volume.hu.shape == phantom.geometry.shape
+    assert np.isfinite(made.volume.hu).all()
+
+
+def test_graphs_are_opset_18_and_fixed_and_name_nothing_of_this_machine(bundle: Path) -> None:
+    for file in bundle.glob("*.onnx"):
+        graph = onnx.load(file)
+        assert {o.version for o in graph.opset_import if o.domain == ""} == {18}
+        assert "GroupNormalization" not in {node.op_type for node in graph.graph.node}
+        assert all(d.dim_value > 0 for i in graph.graph.input for d in i.type.tensor_type.shape.dim)
+        assert str(Path(__file__).resolve().parents[2]).encode() not in file.read_bytes()
+
+
+def test_large_weights_are_halved_and_codes_are_not(bundle: Path) -> None:
+    decoder = onnx.load(bundle / "decoder.onnx")
+    types = {i.name: i.data_type for i in decoder.graph.initializer}
+    halved = [name for name, kind in types.items() if kind == onnx.TensorProto.FLOAT16]
+    assert len(halved) > 3
+    assert types["autoencoder.quantizer.codebook"] == onnx.TensorProto.FLOAT
+
+
+def test_every_weight_can_be_read_back(bundle: Path, checkpoint: Path) -> None:
+    model = load_model(checkpoint / NAME)
+    found = weights_of(onnx.load(bundle / "denoiser.onnx"))
+    for name, parameter in model.denoiser.named_parameters():
+        assert torch.allclose(found[name], parameter, atol=1e-3, rtol=1e-3), name
+    again = rebuild(read_bundle(bundle))
+    x = model.inputs()["encoder"]["x"]
+    assert torch.allclose(again.graphs()["encoder"](x), model.graphs()["encoder"](x), atol=1e-2)
+
+
+def test_full_weights_make_a_larger_and_closer_bundle(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    full = export_bundle(checkpoint, tmp_path / "full", half_weights=False)
+    half = read_bundle(bundle).manifest
+    sizes = [sum(f.stat().st_size for f in folder.glob("*.onnx")) for folder in (tmp_path / "full", bundle)]
+    assert sizes[0] > 1.5 * sizes[1]
+    assert full.parity["encoder"]["max_abs"] < half.parity["encoder"]["max_abs"]
+    assert full.parity["encoder"]["max_abs"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "words"),
+    [
+        ({"latent_max_abs": 1e-12}, "encoder: max_abs"),
+        ({"decoder_hu_p999": -1.0}, "decoder: .* HU"),
+        ({"code_agreement": 1.1}, "codes agree"),
+        ({"whole_hu_mean": -1.0}, "whole: "),
+    ],
+)
+def test_every_figure_beyond_its_tolerance_is_refused(
+    bundle: Path, checkpoint: Path, tolerance: dict[str, float], words: str
+) -> None:
+    files = {name: bundle / f"{name}.onnx" for name in ("encoder", "denoiser", "decoder")}
+    with pytest.raises(ParityExceeded, match=words):
+        parity.measure(load_model(checkpoint / NAME), files, Tolerance(**tolerance))
+
+
+def test_a_graph_that_is_another_model_leaves_no_folder(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = parity._session
+
+    def other(file: Path) -> Any:
+        graph = onnx.load(file)
+        for weight in graph.graph.initializer:
+            if weight.name.endswith("bias"):
+                values = onnx.numpy_helper.to_array(weight)
+                weight.CopyFrom(onnx.numpy_helper.from_array(values + 0.1, weight.name))
+        onnx.save(graph, file)
+        return real(file)
+
+    monkeypatch.setattr(parity, "_session", other)
+    with pytest.raises(ParityExceeded, match="encoder"):
+        export_bundle(checkpoint, tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_exists_is_kept_unless_it_is_to_be_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "mine").touch()
+    with pytest.raises(BundleExists):
+        export_bundle(checkpoint, tmp_path / "b")
+    assert (tmp_path / "b" / "mine").exists()
+    renamed = BundleConfig(name="other", version="2.0.0")
+    export_bundle(checkpoint, tmp_path / "b", replace=True, settings=renamed)
+    assert read_bundle(tmp_path / "b").manifest.model_id == "other-venous-2.0.0"
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_stage_one_alone_cannot_be_exported(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointUnusable, match="is of stage 'autoencoder'"):
+        export_bundle(checkpoint.parent / "one", tmp_path / "b")
+
+
+def test_the_command_exports_and_refuses(checkpoint: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    made = runner.invoke(app, ["export", str(checkpoint), str(tmp_path / "b")])
+    assert made.exit_code == 0, made.output
+    assert "s2ldm-tiny-venous-0.0.0" in made.output
+    again = runner.invoke(app, ["export", str(checkpoint), str(tmp_path / "b")])
+    assert again.exit_code == 1
+    assert "--replace" in again.output
+
+
+def test_engine_and_torch_do_the_same_work_in_the_benchmark(bundle: Path) -> None:
+    result = compare(bundle, tiles=1, rounds=1, threads=1)
+    assert result["difference_hu"] < 0.1
+    assert result["ratio"] == pytest.approx(result["engine_s"] / result["torch_s"], rel=0.05)
+    assert result["provider"] == "cpu"

@@ -1,0 +1,37 @@
+"""A tiny model, trained once for all tests of the loops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from train.config import TrainConfig, load_train_config
+from train.s2ldm.train_autoencoder import train_autoencoder
+from train.s2ldm.train_diffusion import train_diffusion
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Both stages of ``config/train/tiny.toml``, finished."""
+
+    config: TrainConfig
+    cache: Path
+    stage_one: Path
+    stage_two: Path
+
+
+@pytest.fixture(scope="session")
+def tiny() -> TrainConfig:
+    return load_train_config(REPOSITORY / "config" / "train" / "tiny.toml")
+
+
+@pytest.fixture(scope="session")
+def trained(tiny: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("tiny")
+    train_autoencoder(tiny, folder / "one", folder / "cache")
+    train_diffusion(tiny, folder / "one", folder / "two", folder / "cache")
+    return Trained(tiny, folder / "cache", folder / "one", folder / "two")

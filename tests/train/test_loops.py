@@ -1,0 +1,179 @@
+"""Both stages end to end on the tiny configuration: they learn, they stop, they resume to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from train import checkpoint as ckpt
+from train.config import TrainConfig
+from train.s2ldm import train_autoencoder as one
+from train.s2ldm import train_diffusion as two
+
+
+def changed(config: TrainConfig, steps: int, **autoencoder: Any) -> TrainConfig:
+    """The same run with another length (𝒯), and changes to stage 1."""
+    values = config.model_dump()
+    for stage in ("autoencoder", "diffusion"):
+        values[stage]["loop"] |= {"steps": steps, "validation_crops": 1}
+    values["autoencoder"] |= autoencoder
+    return TrainConfig.model_validate(values)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, module: Any, steps: int) -> None:
+    """Ask the process to end, as systemd would, when ``steps`` steps are done."""
+    real, done = module.step, []
+
+    def step(*args: Any) -> dict[str, torch.Tensor]:
+        done.append(1)
+        if len(done) == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(module, "step", step)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal to the bit, through nested dictionaries and lists."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def latest(folder: Path) -> dict[str, float]:
+    card = json.loads((folder / "run.json").read_text())
+    assert card["finished"]
+    return card["latest"]
+
+
+def test_stage_one_learns_to_carry_the_enhancement(trained: Any) -> None:
+    figures = latest(trained.stage_one)
+    assert figures["psnr/rebuilt"] > figures["psnr/identity"] + 1.0
+
+
+def test_the_whole_model_beats_the_source_as_it_is(trained: Any) -> None:
+    figures = latest(trained.stage_two)
+    assert figures["psnr/model"] > figures["psnr/identity"] + 1.0
+
+
+def test_the_run_card_names_what_was_run_and_no_machine(trained: Any) -> None:
+    card = json.loads((trained.stage_two / "run.json").read_text())
+    assert card["config"] == json.loads(trained.config.model_dump_json())
+    assert card["stage_one"]["steps"] == trained.config.autoencoder.loop.steps
+    assert card["steps"] == trained.config.diffusion.loop.steps
+    assert os.uname().nodename not in json.dumps(card) or len(os.uname().nodename) < 4
+    assert list((trained.stage_two / "tensorboard").iterdir())
+
+
+def test_stage_one_stays_bit_equal_in_stage_two(trained: Any) -> None:
+    before = ckpt.load(trained.stage_one / ckpt.NAME).states["ema"]
+    after = ckpt.load(trained.stage_two / ckpt.NAME).states["autoencoder"]
+    assert after.keys() == {k.removeprefix("module.") for k in before if k != "n_averaged"}
+    assert all(torch.equal(before[f"module.{k}"], v) for k, v in after.items())
+
+
+def test_latents_are_scaled_to_unit_deviation(trained: Any) -> None:
+    states = ckpt.load(trained.stage_two / ckpt.NAME).states
+    fabric = one.start("32-true", 1, 0)
+    frozen, _ = two.load_frozen(trained.stage_one, trained.config)
+    pairs = one.training_pairs(trained.config.data, trained.cache)
+    again = two.latent_scale(trained.config, fabric, frozen, pairs)
+    assert states["scale"] == pytest.approx(again, rel=1e-6)
+
+
+@pytest.mark.parametrize("adversarial", [0.0, 0.1])
+def test_stage_one_resumes_to_the_bit(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adversarial: float
+) -> None:
+    critic = {"weight": adversarial, "start": 0.0, "channels": 8, "layers": 1}
+    config = changed(trained.config, 4, adversarial=critic)
+
+    def run(out: str, resume: bool = False) -> Path:
+        return one.train_autoencoder(config, tmp_path / out, trained.cache, resume)
+
+    straight, halves = resumed(run, one, monkeypatch)
+    assert ("discriminator" in straight.states) == (adversarial > 0)
+    assert same(straight.states, halves.states)
+    assert same(straight.rng, halves.rng)
+
+
+def test_stage_two_resumes_to_the_bit(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = changed(trained.config, 4)
+    config = trained.config.model_copy(update={"diffusion": short.diffusion})
+
+    def run(out: str, resume: bool = False) -> Path:
+        return two.train_diffusion(config, trained.stage_one, tmp_path / out, trained.cache, resume)
+
+    straight, halves = resumed(run, two, monkeypatch)
+    assert same(straight.states, halves.states)
+    assert straight.total_steps == halves.total_steps == 4
+
+
+def resumed(
+    run: Callable[..., Path], module: Any, monkeypatch: pytest.MonkeyPatch
+) -> tuple[ckpt.Checkpoint, ckpt.Checkpoint]:
+    """4 steps in one go, and 2, a stop by signal, 2 more."""
+    straight = ckpt.load(run("straight"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, module, 2)
+        assert ckpt.load(run("halves")).step == 2
+    halves = ckpt.load(run("halves", resume=True))
+    assert straight.step == halves.step == 4
+    return straight, halves
+
+
+def test_resuming_under_another_length_is_refused(trained: Any) -> None:
+    with pytest.raises(ckpt.CheckpointUnusable, match="another configuration"):
+        one.train_autoencoder(changed(trained.config, 7), trained.stage_one, trained.cache, resume=True)
+
+
+def test_nothing_is_overwritten_and_nothing_is_resumed_from_nothing(trained: Any, tmp_path: Path) -> None:
+    with pytest.raises(ckpt.CheckpointUnusable, match="exists already"):
+        one.train_autoencoder(trained.config, trained.stage_one, trained.cache)
+    with pytest.raises(ckpt.CheckpointUnusable, match="no such file"):
+        one.train_autoencoder(trained.config, tmp_path / "none", trained.cache, resume=True)
+
+
+def test_stage_two_refuses_a_stage_one_of_another_configuration(trained: Any, tmp_path: Path) -> None:
+    other = changed(trained.config, 9)
+    with pytest.raises(ckpt.CheckpointUnusable, match="another configuration"):
+        two.train_diffusion(other, trained.stage_one, tmp_path / "two", trained.cache)
+
+
+@pytest.mark.parametrize(
+    ("formulation", "sampler"),
+    [
+        ("conditional", {"name": "ddim", "steps": 2}),
+        ("literal", {"name": "dpm_solver", "steps": 2, "strength": 0.5}),
+    ],
+)
+def test_every_formulation_trains(
+    trained: Any, tmp_path: Path, formulation: str, sampler: dict[str, Any]
+) -> None:
+    values = changed(trained.config, 2).model_dump()
+    values["autoencoder"] = trained.config.autoencoder.model_dump()
+    values["diffusion"] |= {"formulation": formulation, "sampler": sampler}
+    config = TrainConfig.model_validate(values)
+    two.train_diffusion(config, trained.stage_one, tmp_path / "two", trained.cache)
+    assert latest(tmp_path / "two")["psnr/model"] > 0
+
+
+def test_the_papers_ablations_train(trained: Any, tmp_path: Path) -> None:
+    plain = changed(trained.config, 2, syncretic=False, source_skip="none")
+    one.train_autoencoder(plain, tmp_path / "plain", trained.cache)
+    unsharp = trained.config.autoencoder.loss.model_dump() | {"x_f": "unsharp", "sim": 0.0, "translate": 1.0}
+    config = changed(trained.config, 2, loss=unsharp)
+    one.train_autoencoder(config, tmp_path / "unsharp", trained.cache)
+    figures = latest(tmp_path / "unsharp")
+    assert "loss/sim" not in figures
