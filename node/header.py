@@ -22,18 +22,19 @@ from node.errors import NodeError
 from node.loopguard import MARK_TAGS
 from node.uids import is_plausible_uid
 
+SOP_CLASS, SOP_INSTANCE, STUDY, SERIES = 0x00080016, 0x00080018, 0x0020000D, 0x0020000E
 UID_KEYWORDS: Final = {
-    0x00080016: "SOPClassUID",
-    0x00080018: "SOPInstanceUID",
-    0x0020000D: "StudyInstanceUID",
-    0x0020000E: "SeriesInstanceUID",
+    SOP_CLASS: "SOPClassUID",
+    SOP_INSTANCE: "SOPInstanceUID",
+    STUDY: "StudyInstanceUID",
+    SERIES: "SeriesInstanceUID",
 }
 WANTED: Final = frozenset({*UID_KEYWORDS, *MARK_TAGS})
 CREATORS: Final = range(0x00710010, 0x00710100)
 """Private creators of group 0071, ours among them."""
 
-BEYOND: Final = 0x00720000
-"""Nothing from this tag on is looked at."""
+LAST_GROUP: Final = 0x0071
+"""Nothing beyond this group is looked at."""
 
 MAX_WANTED_BYTES: Final = 256 * 1024
 """Longest value of an element that is copied out."""
@@ -83,6 +84,10 @@ DEFLATED: Final = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95",
 """Transfer syntaxes whose data set is one deflated stream (PS3.5 A.5, A.7, A.10)."""
 
 
+SHORT_VRS: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+"""Value representations with a length of 16 bits in Explicit VR (PS3.5 7.1.2)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """Who an instance is. The UIDs are safe as file names; ``marks`` is what the loop guard reads."""
@@ -100,21 +105,31 @@ def read_header(data: memoryview, transfer_syntax_uid: str) -> Header:
     try:
         if transfer_syntax_uid in DEFLATED:
             data = memoryview(zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, MAX_INFLATED_BYTES))
-        excerpt = b"".join(_excerpt(data, encoding))
-        marks = read_dataset(BytesIO(excerpt), encoding.is_implicit, encoding.is_little_endian)
-        uids = {keyword: tags.text(marks, keyword).rstrip("\x00") for keyword in UID_KEYWORDS.values()}
+        uids, marks = _uids_and_marks(data, encoding)
     except (OSError, *tags.PARSE_ERRORS) as error:  # OSError: pydicom's word for data that end early
         raise HeaderRefused("the header cannot be parsed") from error
-    for keyword, uid in uids.items():
-        if not is_plausible_uid(uid):
+    for tag, keyword in UID_KEYWORDS.items():
+        if not is_plausible_uid(uids.get(tag, "")):
             raise HeaderRefused(f"{keyword} is missing or no UID")
     return Header(
-        sop_class_uid=uids["SOPClassUID"],
-        sop_instance_uid=uids["SOPInstanceUID"],
-        study_instance_uid=uids["StudyInstanceUID"],
-        series_instance_uid=uids["SeriesInstanceUID"],
+        sop_class_uid=uids[SOP_CLASS],
+        sop_instance_uid=uids[SOP_INSTANCE],
+        study_instance_uid=uids[STUDY],
+        series_instance_uid=uids[SERIES],
         marks=marks,
     )
+
+
+def _uids_and_marks(data: memoryview, encoding: Encoding) -> tuple[dict[int, str], Dataset]:
+    uids: dict[int, str] = {}
+    marks = BytesIO()
+    for tag, start, value, end in _wanted(data, encoding):
+        if tag in UID_KEYWORDS:
+            uids[tag] = str(data[value:end], "ascii").strip(" \x00")
+        else:
+            marks.write(data[start:end])
+    marks.seek(0)
+    return uids, read_dataset(marks, encoding.is_implicit, encoding.is_little_endian)
 
 
 class Element(NamedTuple):
@@ -127,18 +142,26 @@ class Element(NamedTuple):
     length: int
 
 
-def _excerpt(data: memoryview, encoding: Encoding) -> Iterator[memoryview]:
-    """The wanted top-level elements, as they are encoded."""
-    at = 0
-    while at + 8 <= len(data):
-        element = _element_at(data, at, encoding)
-        if element.tag >= BEYOND:
+def _wanted(data: memoryview, encoding: Encoding) -> Iterator[tuple[int, int, int, int]]:
+    """The wanted top-level elements: tag, where it begins, where its value begins, where it ends."""
+    at, size, head = 0, len(data), encoding.short_head
+    short_vrs: frozenset[bytes] = frozenset() if encoding.is_implicit else SHORT_VRS
+    while at + 8 <= size:
+        group, number, vr, length = head(data, at)
+        if group > LAST_GROUP:
             return
-        at = _end_of(data, element, encoding)
-        if element.tag in WANTED or element.tag in CREATORS:
-            if at - element.value > MAX_WANTED_BYTES:
+        if vr in short_vrs:  # nearly every element of nearly every file: in one glance
+            start, value, at = at, at + 8, at + 8 + length
+            if at > size:
+                raise HeaderRefused("an element is longer than the data set")
+        else:
+            element = _element_at(data, at, encoding)
+            start, value, at = at, element.value, _end_of(data, element, encoding)
+        tag = group << 16 | number
+        if tag in WANTED or tag in CREATORS:
+            if at - value > MAX_WANTED_BYTES:
                 raise HeaderRefused("an element of the header is too long")
-            yield data[element.start : at]
+            yield tag, start, value, at
 
 
 def _element_at(data: memoryview, at: int, encoding: Encoding) -> Element:

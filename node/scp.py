@@ -181,11 +181,7 @@ class Listener:
     def _on_requested(self, event: evt.Event) -> None:
         """Refuse a peer that is not allowed, with the standard's reason (PS3.8 9.3.4)."""
         assoc = event.assoc
-        request = assoc.requestor.primitive
-        if not isinstance(request, A_ASSOCIATE):  # it aborted before it asked
-            assoc.is_aborted = True
-            assoc.kill()
-            return
+        request = cast(A_ASSOCIATE, assoc.requestor.primitive)
         rejection = self._allowed.rejection(
             called=request.called_ae_title, calling=request.calling_ae_title, address=assoc.requestor.address
         )
