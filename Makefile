@@ -55,16 +55,8 @@ bench: $(VENV)/.full ## receive rate against a node that throws away; ONNX Runti
 faults: $(VENV)/.full ## kill -9 a node at random moments and count what is left (KILLS=30)
 	S2NODE_KILLS=$(KILLS) $(BIN)/python -m pytest tests/node/test_kill.py -q
 
-models: $(VENV)/.full ## train the shipped models again, on phantoms (two cores, about two hours)
-	$(MAKE) -j2 build/models/arterial build/models/venous
-	for phase in arterial venous; do \
-	  rm -rf engine/bundles/$$phase && cp -r build/models/$$phase/bundle engine/bundles/$$phase || exit 1; \
-	done
-
-build/models/%: config/train/demo.toml | $(VENV)/.full
-	$(BIN)/s2node train autoencoder --config $< --phase $* --out $@/autoencoder --cache build/models/cache-$*
-	$(BIN)/s2node train diffusion --config $< --phase $* --autoencoder $@/autoencoder --out $@/diffusion --cache build/models/cache-$*
-	$(BIN)/s2node export $@/diffusion $@/bundle --replace
+models: $(VENV)/.full ## train the shipped models again, on phantoms (two cores; goes on where it was stopped)
+	$(BIN)/python -m export.rebuild_demo --runs runs/demo
 
 picture: demo ## the demo's picture as the README shows it
 	cp '$(OUT)/overview.png' docs/images/demo.png
