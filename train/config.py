@@ -219,6 +219,8 @@ class DiffusionConfig(Frozen):
     """conditional and literal: what the network predicts. bridge: always E_c - E_n."""
     norm: Literal["l1", "l2", "both"] = "l1"
     sigma: Weight = 0.0
+    start_share: Fraction = 0.0
+    """bridge: share of the training questions posed at t = 0, from E_n itself."""
     source_condition: Literal["none", "cells"] = "cells"
     """none: the network sees z_t and E_n, the paper. cells: also x_n, a channel for every voxel of a latent
     cell: E_n is made to resemble E_c, which knows no anatomy once the decoder has it from the source."""

@@ -34,6 +34,14 @@ def test_the_bridge_with_sigma_is_noisy_between_and_exact_at_its_ends() -> None:
     assert torch.allclose(noisy.z_t - still.z_t, 0.5 * (t * (1 - t)).sqrt() * noise, atol=1e-6)
 
 
+def test_a_share_of_the_bridges_questions_is_posed_at_its_start() -> None:
+    many = torch.zeros(400, 1, 1, 1, 1)
+    t = pose(DiffusionConfig(start_share=0.75), many, many, 0.5, seeded()).t
+    assert 0.7 < (t == 0).double().mean() < 0.8
+    assert 0.9 < t.max() <= 1.0
+    assert (pose(DiffusionConfig(start_share=1.0), many, many, 0.5, seeded()).t == 0).all()
+
+
 @pytest.mark.parametrize("progress", [0.0, 0.1, 1.0])
 def test_conditional_diffuses_the_enhanced_and_sees_the_masked_source(progress: float) -> None:
     config = DiffusionConfig(formulation="conditional", sampler=DDIM)
