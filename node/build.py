@@ -13,7 +13,9 @@ from config.intake import IntakeSettings
 from config.settings import Settings
 from engine.pipeline import Engine
 from engine.synthesis import Synthesis
+from engine.volume import Volume
 from node.intake import examine_headers, examine_series
+from node.orientation import axes_to_flip, flipped
 from node.outputs import OUTPUTS, NodeIdentity, OutputContext
 from node.series import SourceSeries, read_headers, read_series
 from node.uids import derive_uid
@@ -64,7 +66,7 @@ def build(
     syntheses: list[Synthesis] = []
     for number, engine in enumerate(engines.values()):
         part = _part_of(progress, READ_SHARE + number * share, share)
-        syntheses.append(engine.synthesize(series.volume, seed=seed, progress=part))
+        syntheses.append(_synthesize(engine, series.volume, seed, part))
     sets = [_outputs_of(series, synthesis, context, kind) for synthesis in syntheses for kind in kinds]
     progress(1.0)
     return Built(series, tuple(syntheses), tuple(sets))
@@ -95,6 +97,15 @@ def context_of(settings: Settings, *, generation: int, created: datetime) -> Out
         series_number_factor=outputs.series_number_factor,
         description_prefix=outputs.description_prefix,
     )
+
+
+def _synthesize(engine: Engine, volume: Volume, seed: int, progress: Progress) -> Synthesis:
+    """Models know upright patients: turn the volume for them, and their answer back to the source's grid."""
+    axes = axes_to_flip(volume.geometry)
+    synthesis = engine.synthesize(flipped(volume, axes), seed=seed, progress=progress)
+    if not axes:
+        return synthesis
+    return replace(synthesis, volume=volume.with_array(flipped(synthesis.volume, axes).hu))
 
 
 def _outputs_of(series: SourceSeries, synthesis: Synthesis, context: OutputContext, kind: str) -> OutputSet:

@@ -9,7 +9,7 @@ Two things are measured, on voxels of about 3 mm so that noise, kernel and slice
 The spine is found from its posterior elements: nothing but bone is bright behind the spinal canal, whatever
 was injected. ``docs/intake.md`` holds what both measured on real series and on phantoms.
 
-Arrays are ``[slice, row, column]`` with rows growing towards the patient's back; masks are boolean.
+Arrays are ``[slice, row, column]`` of an upright patient, rows growing towards the back; masks are boolean.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from engine.volume import Float32, Vec3, Volume
+from node.orientation import axes_to_flip
 
 Mask = NDArray[np.bool_]
 
@@ -121,9 +122,7 @@ class _Grid:
 
 
 def _coarse(volume: Volume) -> _Grid:
-    hu = volume.hu
-    if volume.geometry.directions[1][1] < 0:
-        hu = hu[:, ::-1]
+    hu = np.flip(volume.hu, axes_to_flip(volume.geometry))
     blocks = [
         min(size, max(1, round(VOXEL_MM / spacing)))
         for size, spacing in zip(hu.shape, volume.geometry.spacing_mm, strict=True)

@@ -25,7 +25,7 @@ REJECTION_CODES: dict[str, str] = {
     "KVP-OUT-OF-RANGE": "the tube voltage is outside what the model was made for",
     "SPACING-OUT-OF-RANGE": "slice spacing, thickness or pixel spacing is outside what the model is made for",
     "BODY-PART": "the series names a part of the body the model was not made for",
-    "NOT-AXIAL": "the slices are not axial",
+    "NOT-AXIAL": "the slices are not axial, or are turned in their plane",
     "TOO-LARGE": "a file, a slice or the whole series is larger than the limits set",
     "VOLUME-UNSUPPORTED": "the volume is outside what the model was made for",
 }

@@ -20,6 +20,7 @@ from node import tags
 from node.enhancement import ENHANCED_HU, VESSEL_HU, Enhancement, measure_enhancement
 from node.errors import SeriesRejected
 from node.loopguard import is_own
+from node.orientation import is_turned
 from node.series import SourceSeries, frames_of, grid_of
 from node.uids import is_plausible_uid
 
@@ -66,7 +67,7 @@ CLAIMED = re.compile(
 """Words of a series description that claim contrast or name a phase of it."""
 
 AXIAL_COSINE = 0.8
-"""Slices whose normal is further than 37 degrees from the body's axis are not axial."""
+"""Slices, rows or columns further than 37 degrees from an axial image's are not taken."""
 
 Rule = Callable[[Dataset, IntakeSettings], str | None]
 
@@ -222,8 +223,8 @@ def _check_instances(headers: Sequence[Dataset]) -> None:
 
 def _check_range(geometry: Geometry, rules: IntakeSettings) -> None:
     step, row_mm, column_mm = geometry.spacing_mm
-    if abs(geometry.directions[0][2]) < AXIAL_COSINE:
-        raise SeriesRejected("NOT-AXIAL", "the slices are not axial")
+    if is_turned(geometry, AXIAL_COSINE):
+        raise SeriesRejected("NOT-AXIAL", "the slices are not axial, or are turned in their plane")
     for name, spacing, low, high in (
         ("slice", step, rules.min_slice_spacing_mm, rules.max_slice_spacing_mm),
         ("row", row_mm, rules.min_pixel_spacing_mm, rules.max_pixel_spacing_mm),

@@ -47,6 +47,7 @@ HIGHEST_HU = 3500.0
 IMPLAUSIBLE_SHARE = 0.05
 """Share of voxels above :data:`HIGHEST_HU` at which the numbers are not Hounsfield units."""
 
+SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 FUNCTIONAL_GROUPS = (
     "PixelMeasuresSequence",
     "PlanePositionSequence",
@@ -132,15 +133,17 @@ def grid_of(headers: Sequence[Dataset], limits: SeriesLimits | None = None) -> G
 
 
 def frames_of(header: Dataset) -> list[Dataset]:
-    """One header a slice: the header itself, or a flattened copy for every frame of a multi-frame object."""
-    shared = tags.items(header, "SharedFunctionalGroupsSequence")
-    per_frame = tags.items(header, "PerFrameFunctionalGroupsSequence")
+    """One header a slice: the header itself, or a flattened copy for every frame of a multi-frame object.
+
+    Raises SeriesRejected (UNDECODABLE) where functional groups are broken.
+    """
+    shared = tags.items(header, SHARED)
+    per_frame = tags.items(header, PER_FRAME)
     if not shared and not per_frame:
         return [header]
-    base = _without(
-        header, "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "NumberOfFrames"
-    )
-    return [_flattened(base, [*shared[:1], groups], at) for at, groups in enumerate(per_frame)]
+    with _broken_is("UNDECODABLE", "the functional groups cannot be parsed"):
+        base = _without(header, SHARED, PER_FRAME, "NumberOfFrames")
+        return [_flattened(base, [*shared[:1], groups], at) for at, groups in enumerate(per_frame)]
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -220,8 +223,7 @@ def _slices_of(headers: Sequence[Dataset], limits: SeriesLimits) -> list[_Slice]
         frames = tags.number(header, "NumberOfFrames") or 1
         if len(slices) + frames > limits.max_slices:
             raise SeriesRejected("TOO-LARGE", f"more than {limits.max_slices} slices")
-        with _broken_is("UNDECODABLE", "the functional groups cannot be parsed"):
-            flat = frames_of(header)
+        flat = frames_of(header)
         if len(flat) != frames:
             raise SeriesRejected("NOT-A-GRID", f"{frames:.0f} frames, but positions for {len(flat)}")
         multi = flat[0] is not header

@@ -161,8 +161,14 @@ def test_a_gap_is_no_grid(plain: list[Dataset]) -> None:
     assert code_of(plain) == "NOT-A-GRID"
 
 
-def test_sagittal_slices_are_rejected(ct: Any) -> None:
-    assert code_of(ct.slices(ct.gradient(), orientation=(0, 1, 0, 0, 0, -1))) == "NOT-AXIAL"
+@pytest.mark.parametrize("orientation", [(0, 1, 0, 0, 0, -1), (0, 1, 0, -1, 0, 0), (0, 1, 0, 1, 0, 0)])
+def test_sagittal_and_turned_slices_are_rejected(ct: Any, orientation: tuple[float, ...]) -> None:
+    assert code_of(ct.slices(ct.gradient(), orientation=orientation)) == "NOT-AXIAL"
+
+
+@pytest.mark.parametrize("orientation", [(-1, 0, 0, 0, -1, 0), (1, 0, 0, 0, -1, 0), (-1, 0, 0, 0, 1, 0)])
+def test_prone_and_mirrored_slices_pass(ct: Any, orientation: tuple[float, ...]) -> None:
+    assert code_of(ct.slices(ct.gradient(), orientation=orientation)) is None
 
 
 @pytest.mark.parametrize("spacing", [(9.0, 0.8, 0.8), (2.5, 5.0, 0.8), (2.5, 0.8, 0.1), (0.2, 0.8, 0.8)])

@@ -17,8 +17,9 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian, EnhancedCTImageStorage, RLELossless
 
-from config.intake import SeriesLimits
-from node.errors import SeriesRejected
+from config.intake import IntakeSettings, SeriesLimits
+from node.build import read_examined
+from node.errors import REJECTION_CODES, SeriesRejected
 from node.series import AIR_HU, frames_of, grid_of, read_header, read_headers, read_series
 
 LIMITS = SeriesLimits()
@@ -384,7 +385,7 @@ def test_damaged_files_end_in_a_code_and_never_in_another_error(
     path = tmp_path / "damaged.dcm"
     path.write_bytes(content[: len(content) - cut])
     try:
-        read_series([path], LIMITS)
+        read_examined([path], IntakeSettings(min_slices=1))
     except SeriesRejected as rejected:
         assert rejected.reason
 
@@ -581,3 +582,15 @@ def test_frames_without_positions_of_their_own_are_rejected(ct: Any, write_slice
     ds.PerFrameFunctionalGroupsSequence = ds.PerFrameFunctionalGroupsSequence[:3]
     paths = write_slices([ds])
     assert rejection(lambda: read_series(paths, LIMITS)) == "NOT-A-GRID"
+
+
+def test_broken_functional_groups_are_undecodable(ct: Any, tmp_path: Path) -> None:
+    """A multi-frame header with an attribute that cannot be parsed, met only when it is flattened."""
+    ds = enhanced_ct(ct, ct.gradient(3))
+    ds.add_new("Rows", "US", 12)
+    buffer = BytesIO()
+    ds.save_as(buffer, enforce_file_format=True)
+    broken = buffer.getvalue().replace(b"\x28\x00\x00\x01US\x02\x00", b"\x28\x00\x00\x01US\x01\x00", 1)
+    path = tmp_path / "broken.dcm"
+    path.write_bytes(broken)
+    assert rejection(lambda: read_series([path], LIMITS)) in REJECTION_CODES
