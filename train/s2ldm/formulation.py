@@ -86,8 +86,8 @@ def bridge(
 ) -> Problem:
     """A straight path from E_n to E_c; S's idea kept as a weight.
 
-    With σ = 0 the answer for t > 0 can be read off the question, (z_t − E_n)/t: only t = 0 teaches translation,
-    so ``start_share`` of the questions are posed there.
+    With σ = 0 the answer for t > 0 can be read off the question, (z_t − E_n)/t: only t = 0 teaches
+    translation, so ``start_share`` of the questions are posed there.
     """
     u = torch.relu(u - config.start_share) / max(1 - config.start_share, 1e-6)
     t = _spread(u)
