@@ -244,8 +244,9 @@ class DiffusionConfig(Frozen):
 class CompositionConfig(Frozen):
     """What the engine keeps of the source; written into the bundle."""
 
-    detail: Fraction = 0.5
-    edge_hu: PositiveFloat = 40.0
+    detail: Fraction = 1.0
+    """1 keeps the source's own texture, 0 takes the model's."""
+    edge_hu: PositiveFloat = 20.0
 
 
 class BundleConfig(Frozen):
