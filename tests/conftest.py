@@ -6,6 +6,7 @@ import copy
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -38,6 +39,12 @@ from node.series import SourceSeries, read_series
 
 settings.register_profile("s2node", deadline=None, derandomize=True)
 settings.load_profile("s2node")
+
+SCRIPTS = Path(sys.prefix) / "bin"
+os.environ["PATH"] = os.pathsep.join(
+    folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder and Path(folder) != SCRIPTS
+)
+"""Without the environment's own scripts: pynetdicom installs a storescu, an echoscu and a findscu there."""
 
 PEERS = ("storescu", "storescp", "echoscu", "findscu", "Orthanc")
 REPOSITORY = Path(__file__).resolve().parents[1]
