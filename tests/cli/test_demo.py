@@ -115,3 +115,16 @@ def test_a_series_the_archive_lost_is_noticed(
     with pytest.raises(DemoFailed, match=r"the archive holds 0 of 12 instances"):
         run_demo(plan, silent)
     assert lost
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_shipped_models_bring_both_phases_of_a_whole_phantom_back_within_ten_minutes(
+    tmp_path: Path,
+) -> None:
+    result = run_demo(DemoPlan(tmp_path / "demo", limit_s=600), silent)
+    assert sorted(back.phase for back in result.returned) == ["arterial", "venous"]
+    assert [len(back.paths) for back in result.returned] == [96, 96]
+    for row in result.organs:
+        if row.organ in {"aorta", "spleen"}:
+            assert abs(row.synthetic_hu - row.true_hu) < abs(row.source_hu - row.true_hu), row
