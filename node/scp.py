@@ -7,11 +7,12 @@ it leaves open to a hostile peer is closed here: PDU and message lengths, half-s
 
 from __future__ import annotations
 
+import queue
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from types import TracebackType
 from typing import Any, Final, cast
@@ -24,6 +25,7 @@ from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.fsm import TRANSITION_TABLE, StateMachine
 from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
 from pynetdicom.presentation import (
     AllStoragePresentationContexts,
@@ -82,6 +84,8 @@ SPARE_CONNECTIONS: Final = 8
 """Connections beyond ``max_associations`` that are still heard, so that they can be told why not."""
 DATA_STATES: Final = frozenset({"Sta6", "Sta8"})
 """States of the upper layer in which data may be sent (PS3.8 9.2.3)."""
+OWN_REQUESTS: Final = frozenset({"Evt9", "Evt11", "Evt14", "Evt15"})
+"""Events that are requests of the local user: send data, release, answer a release, abort (PS3.8 9.2.2)."""
 POLL_S: Final = 0.2
 """Seconds between two looks whether to stop listening; a connection is heard at once."""
 STOP_GRACE_S: Final = 5.0
@@ -337,6 +341,7 @@ class Connection(RequestHandler):
     def _create_association(self) -> Association:
         assoc = super()._create_association()
         assoc.dimse = BoundedMessages(assoc, self.server.max_instance_bytes)
+        assoc.dul.state_machine = UpperLayer(assoc.dul)
         assoc.dul.socket = BoundedSocket(
             cast(AssociationSocket, assoc.dul.socket), 2 * self.server.listen.max_pdu_bytes
         )
@@ -364,6 +369,19 @@ class BoundedSocket(AssociationSocket):
                 count += read
         del received[count:]
         return received
+
+
+class UpperLayer(StateMachine):
+    """Drops what we asked for too late: pynetdicom's ends the reactor, and leaves the socket open, on an
+    answer that was queued while the association ended."""
+
+    def do_action(self, event: str) -> None:
+        """Act on ``event``, unless it is a request of ours that the state no longer knows (PS3.8 9.2.3)."""
+        if event in OWN_REQUESTS and (event, self.current_state) not in TRANSITION_TABLE:
+            with suppress(queue.Empty):
+                self.dul.to_provider_queue.get(block=False)
+            return
+        super().do_action(event)
 
 
 class BoundedMessages(DIMSEServiceProvider):

@@ -1,4 +1,3 @@
-# LEAD TO T1: runs stopped, READ /tmp/setup/NOTE_T1.md NOW (delete this line)
 """Everything a training run may be told: frozen, typed, with units; unknown keys are errors.
 
 One TOML file holds both stages, because stage 2 is meaningless without the stage 1 it stands on.

@@ -9,7 +9,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from pydicom.sequence import Sequence
 from pydicom.uid import CTImageStorage, MRImageStorage
 from pynetdicom import AE, _config, build_context
 from pynetdicom.association import Association
+from pynetdicom.dimse_messages import C_ECHO_RQ
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
+from pynetdicom.pdu import P_DATA_TF
 
 from config.settings import ListenSettings, Settings
 from node.ledger import Ledger
@@ -605,12 +607,16 @@ def test_a_message_without_end_aborts_the_association(tmp_path: Path) -> None:
 def test_a_peer_that_does_not_wait_for_answers_is_cut_off(node: Running, tmp_path: Path) -> None:
     assoc = node.associate()
     context = next(cx for cx in assoc.accepted_contexts if cx.abstract_syntax == VERIFICATION)
-    for number in range(1, 3000):
-        if not assoc.is_established:
-            break
-        request = C_ECHO()
-        request.MessageID, request.AffectedSOPClassUID = number, VERIFICATION
-        assoc.dimse.send_msg(request, context.context_id)
+    message, pdu = C_ECHO_RQ(), P_DATA_TF()
+    request = C_ECHO()
+    request.MessageID, request.AffectedSOPClassUID = 1, VERIFICATION
+    message.primitive_to_message(request)
+    [fragment] = message.encode_msg(context.context_id, 16384)
+    pdu.from_primitive(fragment)
+    wire = assoc.dul.socket.socket  # past the client's own state machine, which has no such peer in mind
+    with suppress(OSError):
+        for _ in range(3000):
+            wire.sendall(pdu.encode())
     wait_until(lambda: not assoc.is_established)
     assert assoc.is_aborted
 
