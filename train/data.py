@@ -30,7 +30,7 @@ ENHANCING = (
     "renal_vessels",
 )  # fmt: skip
 """Organs that crops are centred in; the vessels among them are a thousandth of the volume."""
-PHANTOM_VERSION = 2
+PHANTOM_VERSION = 3
 """Raise it when the phantom draws other voxels for the same seed: cached cases are then made anew."""
 CENTRES_PER_ORGAN = 512
 PHASES = ("ncct", "arterial", "venous")

@@ -43,7 +43,7 @@ TISSUES: dict[str, Tissue] = {
     "air": Tissue(-1000, 0),
     "fat": Tissue(-103, 5, 1, 2),
     "skin": Tissue(15, 5, 3, 8),
-    "muscle": Tissue(53, 3, 4, 11),
+    "muscle": Tissue(53, 3, 3, 7),
     "bone": Tissue(430, 60),
     "marrow": Tissue(165, 35, 3, 7),
     "disc": Tissue(85, 8),
