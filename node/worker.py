@@ -258,7 +258,12 @@ def local_time(epoch_s: float) -> datetime:
 
 def policy_of(engine: EngineSettings) -> SessionPolicy:
     """Where the settings want the models to run."""
-    return SessionPolicy(provider=engine.provider, threads=engine.threads, device=engine.device)
+    return SessionPolicy(
+        provider=engine.provider,
+        threads=engine.threads,
+        device=engine.device,
+        memory_bytes=engine.memory_bytes,
+    )
 
 
 def record_of(synthesis: Synthesis) -> SynthesisRecord:

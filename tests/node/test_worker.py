@@ -11,6 +11,7 @@ from threading import Event, Thread
 import pytest
 from pydicom import dcmread
 
+from config.settings import EngineSettings
 from engine.errors import BundleInvalid, SynthesisFailed
 from engine.session import SessionPolicy
 from node import worker as node_worker
@@ -20,7 +21,7 @@ from node.outputs.encoding import to_bytes
 from node.spool import Spool
 from node.states import State
 from node.supervisor import EXIT_CONFIG, owner_name
-from node.worker import Engines, HandedBack, Heartbeat, Worker, digest_of, local_time, serve
+from node.worker import Engines, HandedBack, Heartbeat, Worker, digest_of, local_time, policy_of, serve
 
 
 class Bench:
@@ -271,6 +272,13 @@ def test_work_goes_on_until_told_to_stop(bench, new_series):
     thread.join(5)
     assert not thread.is_alive()
     assert bench.ledger.job(job_id).state is State.BUILT
+
+
+def test_every_setting_of_where_models_run_reaches_them():
+    settings = EngineSettings(provider="cpu", threads=3, device=1, memory_bytes=5_000_000)
+    shared = EngineSettings.model_fields.keys() & SessionPolicy.model_fields.keys()
+    assert shared == {"provider", "threads", "device", "memory_bytes"}
+    assert policy_of(settings).model_dump(include=shared) == settings.model_dump(include=shared)
 
 
 def test_a_jobs_time_has_a_zone():
