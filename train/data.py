@@ -27,7 +27,7 @@ from train.real import folder_pairs
 
 ENHANCING = (
     "aorta", "portal_vein", "liver", "spleen", "renal_cortex", "pancreas", "ivc", "hepatic_veins",
-    "renal_vessels",
+    "renal_vessels", "heart", "arteries",
 )  # fmt: skip
 """Organs that crops are centred in; the vessels among them are a thousandth of the volume."""
 PHANTOM_VERSION = 3
