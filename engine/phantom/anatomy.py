@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -73,12 +73,13 @@ def draw_patient(seed: int) -> Patient:
     enhancement = draw_enhancement(stream(seed, "enhancement"), build.relative_size)
     layout = draw_layout(stream(seed, "layout"), build)
     foci = draw_foci(stream(seed, "foci"), layout)
-    return Patient(seed, build, enhancement, layout, foci, _parts(seed, build, enhancement, layout, foci))
+    bare = Patient(seed, build, enhancement, layout, foci, ())
+    return replace(bare, parts=parts_of(bare, enhancement))
 
 
-def _parts(
-    seed: int, build: Build, enhancement: Enhancement, layout: Layout, foci: tuple[Focus, ...]
-) -> tuple[Part, ...]:
+def parts_of(patient: Patient, enhancement: Enhancement) -> tuple[Part, ...]:
+    """The patient's anatomy with this attenuation, in painting order; no shape depends on attenuation."""
+    seed, build, layout, foci = patient.seed, patient.build, patient.layout, patient.foci
     return (
         *trunk_parts(build, enhancement, stream(seed, "trunk")),
         *chest_parts(build, enhancement, stream(seed, "chest")),

@@ -18,6 +18,8 @@ PHASES: tuple[str, ...] = ("ncct", "arterial", "venous")
 
 LEVEL_SD = 0.15  # dose × cardiac output, as the SD of a log factor, shared by all tissues and both phases
 TIMING_SD = 0.6  # scan delay against circulation time, in units of the table's ``timing``
+MOST_TIMING = 1.2  # either way
+VENOUS_TIMING = -0.05  # relative change of every tissue's rise at 70 s per later timing
 OWN_SD = 0.05  # each tissue's own scatter
 SIZE_POWER = -0.35  # enhancement against relative body cross-section
 FATTY_LIVER_SHARE = 0.2
@@ -120,7 +122,7 @@ def draw_enhancement(rng: np.random.Generator, relative_size: float) -> Enhancem
     """A patient's attenuation table; ``relative_size`` is the body's cross-section against a typical one."""
     native = _draw_native(rng)
     level = float(np.exp(rng.normal(0, LEVEL_SD)) * relative_size**SIZE_POWER)
-    timing = float(np.clip(rng.normal(0, TIMING_SD), -1.2, 1.2))
+    timing = float(np.clip(rng.normal(0, TIMING_SD), -MOST_TIMING, MOST_TIMING))
     rises = {name: _rise(rng, tissue, level, timing) for name, tissue in TISSUES.items()}
     arterial = {name: native[name] + rise[0] for name, rise in rises.items()}
     venous = {name: native[name] + rise[1] for name, rise in rises.items()}
@@ -140,5 +142,5 @@ def _draw_native(rng: np.random.Generator) -> dict[str, float]:
 def _rise(rng: np.random.Generator, tissue: Tissue, level: float, timing: float) -> tuple[float, float]:
     own_arterial, own_venous = np.exp(rng.normal(0, OWN_SD, 2))
     arterial = tissue.arterial * level * own_arterial * (1 + tissue.timing * timing)
-    venous = tissue.venous * level * own_venous * (1 - 0.05 * timing)
+    venous = tissue.venous * level * own_venous * (1 + VENOUS_TIMING * timing)
     return float(arterial), float(venous)

@@ -69,9 +69,13 @@ def make_phantom(seed: int, options: PhantomOptions = PhantomOptions(), box: Box
     """
     if seed < 0:
         raise ValueError(f"seed {seed} is negative")
+    return render_patient(draw_patient(seed), options, box)
+
+
+def render_patient(patient: Patient, options: PhantomOptions, box: Box | None = None) -> Phantom:
+    """A drawn patient on the grid of ``options``, or on ``box`` of it: see :func:`make_phantom`."""
     box = ((0, options.shape[0]), (0, options.shape[1]), (0, options.shape[2])) if box is None else box
     _check_box(box, options.shape)
-    patient = draw_patient(seed)
     shape = (box[0][1] - box[0][0], box[1][1] - box[1][0], box[2][1] - box[2][0])
     phases = {phase: np.empty(shape, np.float32) for phase in options.phases}
     labels = np.empty(shape, np.uint8)
@@ -80,9 +84,8 @@ def make_phantom(seed: int, options: PhantomOptions = PhantomOptions(), box: Box
         views = {phase: array[part] for phase, array in phases.items()}
         _fill(patient, options, ((first, end), box[1], box[2]), views, labels[part])
     truth = truth_of(patient)
-    return Phantom(
-        phases, labels, _geometry(options, box), {phase: truth[phase] for phase in options.phases}, seed
-    )
+    drawn = {phase: truth[phase] for phase in options.phases}
+    return Phantom(phases, labels, _geometry(options, box), drawn, patient.seed)
 
 
 def _check_box(box: Box, shape: Shape3) -> None:
