@@ -1,6 +1,6 @@
 """Everything a training run may be told: frozen, typed, with units; unknown keys are errors.
 
-One TOML file holds both stages, because stage 2 is meaningless without the stage 1 it stands on.
+One TOML file holds all stages of a method, because stage 2 is meaningless without the stage 1 it stands on.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
@@ -259,13 +259,34 @@ class BundleConfig(Frozen):
     licence: str = "undecided"
 
 
-class TrainConfig(Frozen):
-    """One model of one phase: data, stage 1, stage 2, and the name of what comes out."""
+class RunConfig(Frozen):
+    """What every method is told; a method's own class adds a field for each of its stages, named like it."""
 
     data: DataConfig = DataConfig()
+    bundle: BundleConfig = BundleConfig()
+
+    stands_on: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Stages whose numbers depend on sections besides ``data`` and their own."""
+
+    def with_phase(self, phase: Phase | None) -> Self:
+        """The same configuration for another phase; None changes nothing."""
+        if phase is None:
+            return self
+        return self.model_copy(update={"data": self.data.model_copy(update={"phase": phase})})
+
+    def digest(self, stage: str) -> str:
+        """Sha256 of every key that the numbers of this stage depend on."""
+        parts = {"data", stage, *self.stands_on.get(stage, ())}
+        return hashlib.sha256(self.model_dump_json(include=parts).encode()).hexdigest()
+
+
+class TrainConfig(RunConfig):
+    """One S²LDM of one phase: data, stage 1, stage 2, and the name of what comes out."""
+
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
-    bundle: BundleConfig = BundleConfig()
+
+    stands_on: ClassVar[dict[str, tuple[str, ...]]] = {"diffusion": ("autoencoder",)}
 
     @model_validator(mode="after")
     def _crop_fits(self) -> TrainConfig:
@@ -278,23 +299,19 @@ class TrainConfig(Frozen):
                 )
         return self
 
-    def with_phase(self, phase: Phase | None) -> TrainConfig:
-        """The same configuration for another phase; None changes nothing."""
-        if phase is None:
-            return self
-        return self.model_copy(update={"data": self.data.model_copy(update={"phase": phase})})
 
-    def digest(self, stage: Literal["autoencoder", "diffusion"]) -> str:
-        """Sha256 of every key that the numbers of this stage depend on."""
-        parts = {"data": True, "autoencoder": True, "diffusion": stage == "diffusion"}
-        text = self.model_dump_json(include={name for name, used in parts.items() if used})
-        return hashlib.sha256(text.encode()).hexdigest()
+Config = TypeVar("Config", bound=RunConfig)
 
 
 def load_train_config(file: Path) -> TrainConfig:
+    """Read an S²LDM's TOML file. Raises TrainConfigInvalid."""
+    return load_config(file, TrainConfig)
+
+
+def load_config(file: Path, kind: type[Config]) -> Config:
     """Read a TOML file. Raises TrainConfigInvalid with the file, the keys and what is wrong with them."""
     try:
-        return TrainConfig.model_validate(tomllib.loads(file.read_text()))
+        return kind.model_validate(tomllib.loads(file.read_text()))
     except FileNotFoundError:
         raise TrainConfigInvalid(file, "there is no such file") from None
     except tomllib.TOMLDecodeError as error:

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from train import checkpoint as ckpt
+from train import loop
 from train.config import TrainConfig
+from train.data import training_pairs
 from train.s2ldm import train_autoencoder as one
 from train.s2ldm import train_diffusion as two
 
@@ -27,17 +29,17 @@ def changed(config: TrainConfig, steps: int, **autoencoder: Any) -> TrainConfig:
     return TrainConfig.model_validate(values)
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, module: Any, steps: int) -> None:
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Ask the process to end, as systemd would, when ``steps`` steps are done."""
-    real, done = module.step, []
+    real, done = loop.one_step, []
 
-    def step(*args: Any) -> dict[str, torch.Tensor]:
+    def step(run: loop.Run) -> dict[str, torch.Tensor]:
         done.append(1)
         if len(done) == steps:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(*args)
+        return real(run)
 
-    monkeypatch.setattr(module, "step", step)
+    monkeypatch.setattr(loop, "one_step", step)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -85,9 +87,9 @@ def test_stage_one_stays_bit_equal_in_stage_two(trained: Any) -> None:
 
 def test_latents_are_scaled_to_unit_deviation(trained: Any) -> None:
     states = ckpt.load(trained.stage_two / ckpt.NAME).states
-    fabric = one.start("32-true", 1, 0)
+    fabric = loop.start(trained.config.diffusion.loop)
     frozen, _ = two.load_frozen(trained.stage_one, trained.config)
-    pairs = one.training_pairs(trained.config.data, trained.cache)
+    pairs = training_pairs(trained.config.data, trained.cache)
     again = two.latent_scale(trained.config, fabric, frozen, pairs)
     assert states["scale"] == pytest.approx(again, rel=1e-6)
 
@@ -102,7 +104,7 @@ def test_stage_one_resumes_to_the_bit(
     def run(out: str, resume: bool = False) -> Path:
         return one.train_autoencoder(config, tmp_path / out, trained.cache, resume)
 
-    straight, halves = resumed(run, one, monkeypatch)
+    straight, halves = resumed(run, monkeypatch)
     assert ("discriminator" in straight.states) == (adversarial > 0)
     assert same(straight.states, halves.states)
     assert same(straight.rng, halves.rng)
@@ -115,18 +117,18 @@ def test_stage_two_resumes_to_the_bit(trained: Any, tmp_path: Path, monkeypatch:
     def run(out: str, resume: bool = False) -> Path:
         return two.train_diffusion(config, trained.stage_one, tmp_path / out, trained.cache, resume)
 
-    straight, halves = resumed(run, two, monkeypatch)
+    straight, halves = resumed(run, monkeypatch)
     assert same(straight.states, halves.states)
     assert straight.total_steps == halves.total_steps == 4
 
 
 def resumed(
-    run: Callable[..., Path], module: Any, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[ckpt.Checkpoint, ckpt.Checkpoint]:
     """4 steps in one go, and 2, a stop by signal, 2 more."""
     straight = ckpt.load(run("straight"))
     with monkeypatch.context() as patch:
-        stop_after(patch, module, 2)
+        stop_after(patch, 2)
         assert ckpt.load(run("halves")).step == 2
     halves = ckpt.load(run("halves", resume=True))
     assert straight.step == halves.step == 4

@@ -1,0 +1,246 @@
+"""The loop that every stage of every method runs in.
+
+A method says what one step is and what its pictures are; this file starts Fabric, resumes or refuses, hands
+out crops, keeps to the budget, writes checkpoints (every few minutes, at the end, on SIGTERM), measures the
+held-out crops and writes the run card. A stage's file calls ``train`` with its ``Plan`` and reads on its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from train import checkpoint as ckpt
+from train.budget import Budget, StopRequest, learning_rate, stop_on_signal
+from train.config import LoopConfig, OptimiserConfig, RunConfig
+from train.data import Pairs, training_pairs, validation_pairs
+from train.run import Monitor, machine, now_utc, write_card
+
+log = logging.getLogger(__name__)
+
+
+class Batches(Protocol):
+    """Where steps get their tensors: ``Pairs``, or what a method makes of them in ``begin``."""
+
+    def batch(self, seed: int, step: int, size: int) -> tuple[Tensor, ...]:
+        """The same numbers for the same (seed, step); each tensor (size, …)."""
+        ...
+
+
+class Method(Protocol):
+    """What a stage gives the loop: its networks and optimisers, already set up by ``fabric.setup``."""
+
+    def states(self) -> dict[str, Any]:
+        """Everything a resumed run needs, by name: state dictionaries, tensors, numbers."""
+        ...
+
+    def restore(self, states: Mapping[str, Any]) -> None:
+        """Put it all back; strict."""
+        ...
+
+    def begin(self, pairs: Pairs, resumed: bool) -> Batches:
+        """Before the first step of this process: measure what must be known; return ``pairs`` or better."""
+        ...
+
+    def step(self, progress: float, *batch: Tensor) -> dict[str, Tensor]:
+        """One step of every optimiser at ``progress`` = τ/𝒯; detached scalars to be shown, by name."""
+        ...
+
+    def show(self, x_n: Tensor, x_c: Tensor, seed: int) -> dict[str, Tensor]:
+        """Predictions of x_c for held-out crops, by name, in [-1, 1], fp32; called without gradients."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What the run card shall say besides: at least ``parameters`` by part."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``config.digest(stage)`` guards the checkpoints; ``loop`` is this stage's part of ``config``."""
+
+    stage: str
+    config: RunConfig
+    loop: LoopConfig
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.stage} {self.config.data.phase}"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A started run: all that ``steps`` needs, ready."""
+
+    plan: Plan
+    fabric: Fabric
+    method: Method
+    budget: Budget
+    batches: Batches
+    held_out: Pairs
+    monitor: Monitor
+    file: Path
+
+
+def train(
+    plan: Plan, build: Callable[[Fabric], Method], out: Path, cache: Path, resume: bool = False
+) -> Path:
+    """Train until the budget is spent or a stop is asked for; returns the checkpoint's path.
+
+    Raises CheckpointUnusable where there is nothing to resume, or something would be overwritten.
+    """
+    fabric = start(plan.loop)
+    out.mkdir(parents=True, exist_ok=True)
+    file, started, budget = out / ckpt.NAME, now_utc(), Budget(plan.loop)
+    method = build(fabric)
+    pick_up(file, resume, plan, method, budget)
+    pairs = training_pairs(plan.config.data, cache, lambda n, of: log.info("case %d of %d", n, of))
+    held_out = validation_pairs(plan.config.data, cache)
+    batches = method.begin(pairs, resume)
+    with Monitor(out, budget, plan.title) as monitor, stop_on_signal() as stop:
+        run = Run(plan, fabric, method, budget, batches, held_out, monitor, file)
+        steps(run, stop)
+    write_card(out, card(run, pairs, started))
+    return file
+
+
+def start(loop: LoopConfig) -> Fabric:
+    """A Fabric on whatever accelerator there is, seeded; ``threads`` > 0 bounds the CPU's."""
+    if loop.threads:
+        torch.set_num_threads(loop.threads)
+    fabric = Fabric(accelerator="auto", devices=1, precision=loop.precision)
+    fabric.seed_everything(loop.seed, verbose=False)
+    fabric.launch()
+    return fabric
+
+
+def steps(run: Run, stop: StopRequest) -> None:
+    """Steps until the budget is spent; a checkpoint every few minutes, at the end and on request."""
+    saved = time.monotonic()
+    while not run.budget.spent and not stop:
+        values = one_step(run)
+        if run.budget.step % run.plan.loop.log_steps == 0:
+            run.monitor.record({name: float(value) for name, value in values.items()})
+        if time.monotonic() - saved > 60 * run.plan.loop.checkpoint_minutes:
+            keep(run)
+            saved = time.monotonic()
+    keep(run)
+
+
+def one_step(run: Run) -> dict[str, Tensor]:
+    """Draw, step, count: the time of a step is all of it."""
+    began, loop = time.monotonic(), run.plan.loop
+    batch = run.batches.batch(loop.seed, run.budget.step, loop.batch)
+    values = run.method.step(run.budget.progress, *(run.fabric.to_device(x) for x in batch))
+    run.budget.step += 1
+    run.budget.elapsed_s += time.monotonic() - began
+    return values
+
+
+def keep(run: Run) -> None:
+    """Measure the held-out crops and write the checkpoint of this moment."""
+    run.monitor.record(validate(run))
+    save(run.file, run.plan, run.method, run.budget)
+
+
+@torch.no_grad()
+def validate(run: Run) -> dict[str, float]:
+    """PSNR (range = window) on fixed crops of cases never learnt from: source as is and every prediction."""
+    count = run.plan.loop.validation_crops
+    sums: dict[str, float] = {}
+    for i in range(count):
+        x_n, x_c = (run.fabric.to_device(x) for x in run.held_out.batch(1, i, 1))
+        for name, x in ({"identity": x_n} | run.method.show(x_n, x_c, seed=i)).items():
+            sums[name] = sums.get(name, 0.0) + psnr(x, x_c)
+    return {f"psnr/{name}": value / count for name, value in sums.items()}
+
+
+def psnr(x: Tensor, reference: Tensor) -> float:
+    """Decibels for tensors in [-1, 1]; x is clamped first."""
+    return float(-10 * torch.log10((x.clamp(-1, 1) - reference).square().mean() / 4))
+
+
+def set_rate(optimiser: Optimizer, config: OptimiserConfig, progress: float) -> Tensor:
+    """Give every group of ``optimiser`` the rate of this moment; returns it, to be shown."""
+    rate = learning_rate(config, progress)
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    return torch.tensor(rate)
+
+
+def descend(fabric: Fabric, network: nn.Module, optimiser: Optimizer, clip: float) -> Tensor:
+    """Clip and step, unless a gradient is not a number; returns 1 where the step was skipped.
+
+    oneDNN's bf16 convolutions now and then give a weight gradient of NaN (seen with 40 channels, torch 2.13).
+    """
+    norm = fabric.clip_gradients(network, optimiser, max_norm=clip, error_if_nonfinite=False)
+    finite = norm is None or bool(torch.isfinite(norm))
+    if finite:
+        optimiser.step()
+    return torch.tensor(0.0 if finite else 1.0)
+
+
+def count_parameters(parts: Mapping[str, nn.Module]) -> dict[str, int]:
+    """Trained and frozen numbers of each part, for the run card."""
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+
+
+def pick_up(file: Path, resume: bool, plan: Plan, method: Method, budget: Budget) -> None:
+    """Resume from ``file``, or see that nothing there would be overwritten. Raises CheckpointUnusable."""
+    if not resume:
+        if file.exists():
+            raise ckpt.CheckpointUnusable(file, "exists already: add --resume or choose another --out")
+        return
+    found = ckpt.load(file, plan.stage)
+    ckpt.require_same(file, found, plan.config.digest(plan.stage))
+    method.restore(found.states)
+    budget.step, budget.elapsed_s = found.step, found.elapsed_s
+    ckpt.restore_rng(found.rng)
+
+
+def save(file: Path, plan: Plan, method: Method, budget: Budget) -> None:
+    """Write the checkpoint of this moment."""
+    ckpt.save(
+        file,
+        ckpt.Checkpoint(
+            stage=plan.stage,
+            config=plan.config.model_dump_json(),
+            digest=plan.config.digest(plan.stage),
+            step=budget.step,
+            elapsed_s=budget.elapsed_s,
+            total_steps=budget.loop.steps,
+            max_minutes=budget.loop.max_minutes,
+            states=method.states(),
+            rng=ckpt.rng_state(),
+        ),
+    )
+
+
+def card(run: Run, pairs: Pairs, started: str) -> dict[str, Any]:
+    """The run card: what was trained, on what, for how long, how it ended."""
+    config, budget = run.plan.config, run.budget
+    return {
+        "stage": run.plan.stage,
+        "phase": config.data.phase,
+        "config": config.model_dump(mode="json"),
+        "config_digest": config.digest(run.plan.stage),
+        "steps": budget.step,
+        "minutes": round(budget.elapsed_s / 60, 2),
+        "finished": budget.spent,
+        "started": started,
+        "ended": now_utc(),
+        "latest": run.monitor.latest,
+        "training_cases": len(pairs.cases),
+        "validation_cases": len(run.held_out.cases),
+        "machine": machine(),
+    } | run.method.facts()
