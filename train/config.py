@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
@@ -311,11 +311,28 @@ def load_train_config(file: Path) -> TrainConfig:
 def load_config(file: Path, kind: type[Config]) -> Config:
     """Read a TOML file. Raises TrainConfigInvalid with the file, the keys and what is wrong with them."""
     try:
-        return kind.model_validate(tomllib.loads(file.read_text()))
+        return kind.model_validate(read_table(file))
+    except ValidationError as error:
+        lines = (f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+        raise TrainConfigInvalid(file, "; ".join(lines)) from None
+
+
+def read_table(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The tables of ``file`` over those of the file it ``extends`` (a path beside it), key by key."""
+    try:
+        own = tomllib.loads(file.read_text())
     except FileNotFoundError:
         raise TrainConfigInvalid(file, "there is no such file") from None
     except tomllib.TOMLDecodeError as error:
         raise TrainConfigInvalid(file, f"not TOML: {error}") from None
-    except ValidationError as error:
-        lines = (f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
-        raise TrainConfigInvalid(file, "; ".join(lines)) from None
+    base = own.pop("extends", None)
+    if base is None:
+        return own
+    if not isinstance(base, str) or file.resolve() in above:
+        raise TrainConfigInvalid(file, f"extends = {base!r} names no other file")
+    return _over(read_table(file.parent / base, (*above, file.resolve())), own)
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    tables = {k: _over(below[k], v) for k, v in above.items() if isinstance(v, dict) and k in below}
+    return below | above | tables

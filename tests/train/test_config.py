@@ -11,7 +11,7 @@ from train.config import TrainConfig, TrainConfigInvalid, load_train_config
 FOLDER = Path(__file__).resolve().parents[2] / "config" / "train"
 
 
-@pytest.mark.parametrize("name", ["tiny", "demo", "paper"])
+@pytest.mark.parametrize("name", ["tiny", "demo", "paper", "release"])
 def test_every_shipped_configuration_loads(name: str) -> None:
     load_train_config(FOLDER / f"{name}.toml")
 
@@ -27,6 +27,55 @@ def test_the_paper_configuration_says_what_the_paper_prints() -> None:
     assert paper.diffusion.mask.alpha == 2.0
     assert paper.diffusion.timesteps == 1000
     assert paper.diffusion.loop.batch == 2
+
+
+def test_the_paper_configuration_leaves_out_what_the_paper_does_not_have() -> None:
+    paper = load_train_config(FOLDER / "paper.toml")
+    assert paper.diffusion.source_condition == "none"
+    assert paper.autoencoder.loss.translate == paper.autoencoder.loss.enhancement == 0
+    assert paper.autoencoder.similarity.stop_grad == "none"
+    assert not paper.autoencoder.quantizer.quantize_both
+    assert paper.bundle.composition.detail == 0
+
+
+def test_the_release_makes_the_choices_of_what_ships() -> None:
+    release, demo = (load_train_config(FOLDER / f"{name}.toml") for name in ("release", "demo"))
+    assert release.autoencoder.loss == demo.autoencoder.loss
+    assert release.autoencoder.similarity == demo.autoencoder.similarity
+    assert release.diffusion.formulation == demo.diffusion.formulation == "bridge"
+    assert release.diffusion.mask == demo.diffusion.mask
+    assert release.data.window_hu == demo.data.window_hu == (-200, 400)
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [("a", (False, False, False)), ("b", (True, False, False)), ("c", (True, True, False)),
+     ("d", (True, False, True)), ("full", (True, True, True))],
+)  # fmt: skip
+def test_the_rows_of_table_2_differ_in_three_switches_and_nothing_else(
+    row: str, parts: tuple[bool, bool, bool]
+) -> None:
+    full, values = (load_train_config(FOLDER / "ablation" / f"{n}.toml").model_dump() for n in ("full", row))
+    one, two = values["autoencoder"], values["diffusion"]
+    assert (one["syncretic"], one["loss"]["sim"] > 0, two["mask"]["enabled"]) == parts
+    one["syncretic"], one["loss"]["sim"], two["mask"]["enabled"] = True, 0.1, True
+    assert values["bundle"].pop("name") == f"s2ldm-ablation-{row}"
+    full["bundle"].pop("name")
+    assert values == full
+
+
+def test_a_file_states_only_what_differs_from_the_one_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text("[data]\nphantoms = 5\n[autoencoder.loss]\nsim = 0.3\nrec = 2.0")
+    (tmp_path / "row.toml").write_text('extends = "base.toml"\n[autoencoder.loss]\nsim = 0.0')
+    config = load_train_config(tmp_path / "row.toml")
+    assert (config.data.phantoms, config.autoencoder.loss.sim, config.autoencoder.loss.rec) == (5, 0.0, 2.0)
+
+
+def test_files_that_extend_each_other_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "one.toml").write_text('extends = "two.toml"')
+    (tmp_path / "two.toml").write_text('extends = "one.toml"')
+    with pytest.raises(TrainConfigInvalid, match="names no other file"):
+        load_train_config(tmp_path / "one.toml")
 
 
 def test_the_demo_fits_two_hours_and_one_thread_a_phase() -> None:
