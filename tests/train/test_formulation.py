@@ -98,3 +98,20 @@ def test_the_bridge_weight_makes_dissimilar_cells_count() -> None:
     best = problem.weight == problem.weight.min()
     wrong = [loss(DiffusionConfig(), problem.target + where.float(), problem) for where in (worst, best)]
     assert wrong[0] > wrong[1]
+
+
+@pytest.mark.parametrize(
+    ("formulation", "reaches"),
+    [("literal", {"early": True, "late": False}), ("conditional", {"early": True, "late": True}),
+     ("bridge", {"early": True, "late": True})],
+)  # fmt: skip
+def test_the_enhanced_embedding_enters_only_where_the_formulation_lets_it(
+    formulation: str, reaches: dict[str, bool]
+) -> None:
+    config = DiffusionConfig(formulation=formulation, sampler={} if formulation == "bridge" else DDIM)
+    for when, progress in (("early", 0.0), ("late", 1.0)):
+        e_c = E_C.clone().requires_grad_()
+        problem = pose(config, E_N, e_c, progress, seeded())
+        loss(config, problem.z_t.sum() + problem.source.sum() + 0 * problem.target, problem).backward()
+        assert e_c.grad is not None
+        assert bool(e_c.grad.any()) == reaches[when]
