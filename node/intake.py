@@ -141,7 +141,8 @@ def _derived(header: Dataset, rules: IntakeSettings) -> str | None:
     return "VolumetricProperties is not VOLUME" if volumetric not in ("", "VOLUME") else None
 
 
-def _contrast(header: Dataset, rules: IntakeSettings) -> str | None:
+def claims_contrast(header: Dataset, rules: IntakeSettings) -> str | None:
+    """Why the header says that contrast was given, or None; an empty header says nothing."""
     for keyword in ("ContrastBolusAgent", "ContrastBolusRoute"):
         if not _means_none(tags.text(header, keyword)):
             return f"{keyword} names something"
@@ -185,7 +186,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("NOT-CT", _not_ct),
     ("LOCALIZER", _localizer),
     ("DERIVED", _derived),
-    ("HAS-CONTRAST", _contrast),
+    ("HAS-CONTRAST", claims_contrast),
     ("IDENTITY", _identity),
     ("BODY-PART", _body_part),
     ("KVP-OUT-OF-RANGE", _kvp),

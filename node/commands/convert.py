@@ -29,6 +29,7 @@ def convert(
 ) -> None:
     """Write the series of a folder as NIfTI volumes, for training.
 
+    OUT/cases.tsv lists each case's patient and study, as pseudonyms, and its phase; correct the phase there.
     No name, number, UID or date of a patient goes along; pixels stay pixels. Exit 0 if at least one volume
     was written, 3 if none.
     """
@@ -44,8 +45,8 @@ def convert(
     if as_json:
         show_rows([asdict(case) for case in cases])
     else:
-        rows = [(case.source, case.folder, case.code, case.reason) for case in cases]
-        show_table(("source", "case", "code", "reason"), rows)
+        rows = [(case.source, case.folder, case.phase, case.code, case.reason) for case in cases]
+        show_table(("source", "case", "phase", "code", "reason"), rows)
     if not any(case.folder for case in cases):
         if not as_json:
             say(" ".join(dict.fromkeys(case.code or "" for case in cases)))

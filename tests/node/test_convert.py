@@ -10,8 +10,9 @@ import pytest
 import SimpleITK as sitk
 
 from config.intake import IntakeSettings
+from engine.cases import UNKNOWN, read_cases, write_volume
 from engine.volume import Geometry, Volume
-from node.convert import convert, write_volume
+from node.convert import KEY, convert
 
 RULES = IntakeSettings()
 
@@ -30,10 +31,8 @@ def test_every_grid_becomes_a_case_and_all_else_a_reason(tmp_path: Path, ct: Any
         "notes.txt": "NOT-DICOM", "plain": None, "enhanced": None, "every third": None, "gap": "NOT-A-GRID",
     }  # fmt: skip
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "case-0001",
-        "case-0002",
-        "case-0003",
-    ]
+        KEY, "case-0001", "case-0002", "case-0003", "cases.tsv",
+    ]  # fmt: skip
     folder = rows["plain"].folder
     assert folder is not None
     image = sitk.ReadImage(str(folder / "ct.nii.gz"))
@@ -83,7 +82,58 @@ def test_nothing_of_the_patient_goes_along(tmp_path: Path, ct: Any, write_slices
     assert row.folder is not None
     content = b"".join(
         gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        for path in row.folder.iterdir()
+        for path in row.folder.parent.rglob("*.*")
+        if path.is_file()
     )
     for value in (b"DOE", b"ID0017", b"1.2.3.4", b"20250102", b"ACC77"):
         assert value not in content
+
+
+def test_the_list_pairs_series_by_study_under_pseudonyms(tmp_path: Path, ct: Any, write_slices: Any) -> None:
+    plain = ct.gradient() * 0 + 40
+    write_slices(ct.slices(plain), "in/plain")
+    told = {"ContrastBolusAgent": "IODINE", "SeriesDescription": "ABD ARTERIAL"}
+    write_slices(ct.slices(plain + 60, series_uid="1.2.3.5", **told), "in/arterial")
+    timed = {
+        "ContrastBolusAgent": "IODINE",
+        "ContrastBolusStartTime": "115950",
+        "AcquisitionTime": "120100.5",
+    }
+    write_slices(ct.slices(plain + 90, series_uid="1.2.3.6", **timed), "in/timed")
+    other = {"PatientID": "ID0018", "StudyInstanceUID": "1.2.9", "ContrastBolusAgent": "IODINE"}
+    write_slices(ct.slices(plain + 50, series_uid="1.2.9.1", **other), "in/zzz")
+    convert(tmp_path / "in", tmp_path / "out", RULES)
+    by_phase = {row.phase: row for row in read_cases(tmp_path / "out")}
+    assert {phase: row.told_by for phase, row in by_phase.items()} == {
+        "ncct": "pixels", "arterial": "description", "venous": "delay", UNKNOWN: UNKNOWN,
+    }  # fmt: skip
+    one, same, elsewhere = (by_phase[phase] for phase in ("ncct", "arterial", UNKNOWN))
+    assert (one.patient, one.study) == (same.patient, same.study)
+    assert one.patient != elsewhere.patient and one.study != elsewhere.study
+    assert (tmp_path / "out" / KEY).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_series_converted_later_has_the_patients_pseudonym_and_only_there(
+    tmp_path: Path, ct: Any, write_slices: Any
+) -> None:
+    write_slices(ct.slices(ct.gradient()), "one")
+    write_slices(ct.slices(ct.gradient(), series_uid="1.2.3.5", study_uid="1.2.8"), "two")
+    for source in ("one", "two"):
+        convert(tmp_path / source, tmp_path / "out", RULES)
+    convert(tmp_path / "one", tmp_path / "elsewhere", RULES)
+    first, later = read_cases(tmp_path / "out")
+    (elsewhere,) = read_cases(tmp_path / "elsewhere")
+    assert first.patient == later.patient
+    assert first.patient != elsewhere.patient
+
+
+def test_without_a_patient_number_the_name_or_the_study_stands_for_the_patient(
+    tmp_path: Path, ct: Any, write_slices: Any
+) -> None:
+    hu = ct.gradient()
+    for number, name in enumerate(("DOE^JANE", "DOE^JANE", "", "")):
+        tags = {"PatientID": "", "PatientName": name, "StudyInstanceUID": f"1.2.{number // 3}"}
+        write_slices(ct.slices(hu, series_uid=f"1.2.3.{number}", **tags), f"in/{number}")
+    convert(tmp_path / "in", tmp_path / "out", RULES)
+    rows = read_cases(tmp_path / "out")
+    assert len({row.patient for row in rows}) == 3
