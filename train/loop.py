@@ -8,18 +8,22 @@ held-out crops and writes the run card. A stage's file calls ``train`` with its 
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from lightning.fabric import Fabric
+import torch.distributed as dist
+from lightning.fabric import Fabric, wrappers
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from train import checkpoint as ckpt
+from train import ranks
 from train.budget import Budget, StopRequest, learning_rate, stop_on_signal
 from train.config import LoopConfig, OptimiserConfig, RunConfig
 from train.data import Pairs, training_pairs, validation_pairs
@@ -107,30 +111,43 @@ def train(
     pairs = training_pairs(plan.config.data, cache, lambda n, of: log.info("case %d of %d", n, of))
     held_out = validation_pairs(plan.config.data, cache)
     batches = method.begin(pairs, resume)
-    with Monitor(out, budget, plan.title) as monitor, stop_on_signal() as stop:
+    with Monitor(out, budget, plan.title, fabric.is_global_zero) as monitor, stop_on_signal() as stop:
         run = Run(plan, fabric, method, budget, batches, held_out, monitor, file)
         steps(run, stop)
-    write_card(out, card(run, pairs, started))
+    if fabric.is_global_zero:
+        write_card(out, card(run, pairs, started))
+    fabric.barrier()
     return file
 
 
 def start(loop: LoopConfig) -> Fabric:
-    """A Fabric on whatever accelerator there is, seeded; ``threads`` > 0 bounds the CPU's."""
+    """A Fabric on whatever accelerator there is, seeded alike on every rank.
+
+    ``threads`` > 0 bounds the CPU's. Under torchrun every process is a rank of DDP: NCCL on GPUs, else gloo.
+    """
     if loop.threads:
         torch.set_num_threads(loop.threads)
-    fabric = Fabric(accelerator="auto", devices=1, precision=loop.precision)
+    fabric = Fabric(accelerator="auto", precision=loop.precision, **_places())
     fabric.seed_everything(loop.seed, verbose=False)
     fabric.launch()
     return fabric
 
 
+def _places() -> dict[str, Any]:
+    """One device, or what torchrun says of machines and processes."""
+    if not dist.is_torchelastic_launched():
+        return {"devices": 1}
+    here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    return {"devices": here, "num_nodes": everywhere // here, "strategy": "ddp"}
+
+
 def steps(run: Run, stop: StopRequest) -> None:
     """Steps until the budget is spent; a checkpoint every few minutes, at the end and on request."""
     saved = time.monotonic()
-    while not run.budget.spent and not stop:
+    while not ranks.any_of(run.budget.spent or bool(stop), run.fabric.device):
         values = one_step(run)
         if run.budget.step % run.plan.loop.log_steps == 0:
-            run.monitor.record({name: float(value) for name, value in values.items()})
+            run.monitor.record(shared(run, values))
         if time.monotonic() - saved > 60 * run.plan.loop.checkpoint_minutes:
             keep(run)
             saved = time.monotonic()
@@ -140,15 +157,24 @@ def steps(run: Run, stop: StopRequest) -> None:
 def one_step(run: Run) -> dict[str, Tensor]:
     """Draw, step, count: the time of a step is all of it."""
     began, loop = time.monotonic(), run.plan.loop
-    batch = run.batches.batch(loop.seed, run.budget.step, loop.batch)
-    values = run.method.step(run.budget.progress, *(run.fabric.to_device(x) for x in batch))
+    batch = run.batches.batch(loop.seed, run.budget.step, loop.batch * ranks.world())
+    mine = (run.fabric.to_device(ranks.mine(x)) for x in batch)
+    values = run.method.step(run.budget.progress, *mine)
     run.budget.step += 1
-    run.budget.elapsed_s += time.monotonic() - began
+    elapsed_s = run.budget.elapsed_s + time.monotonic() - began
+    run.budget.elapsed_s = ranks.first(elapsed_s, run.fabric.device)
     return values
 
 
+def shared(run: Run, values: Mapping[str, Tensor]) -> dict[str, float]:
+    """The numbers of this step, over all ranks."""
+    return {name: float(ranks.mean(run.fabric.to_device(value))) for name, value in values.items()}
+
+
 def keep(run: Run) -> None:
-    """Measure the held-out crops and write the checkpoint of this moment."""
+    """Measure the held-out crops and write the checkpoint of this moment; rank 0's business alone."""
+    if not run.fabric.is_global_zero:
+        return
     run.monitor.record(validate(run))
     save(run.file, run.plan, run.method, run.budget)
 
@@ -187,7 +213,20 @@ def descend(fabric: Fabric, network: nn.Module, optimiser: Optimizer, clip: floa
     finite = norm is None or bool(torch.isfinite(norm))
     if finite:
         optimiser.step()
-    return torch.tensor(0.0 if finite else 1.0)
+    return torch.tensor(0.0 if finite else 1.0, device=fabric.device)
+
+
+@contextmanager
+def measuring_gradients() -> Iterator[None]:
+    """Where ``torch.autograd.grad`` looks at a gradient and moves nothing.
+
+    Under mixed precision Fabric's networks refuse every backward that is not ``fabric.backward``, this too.
+    """
+    wrappers._in_fabric_backward = True
+    try:
+        yield
+    finally:
+        wrappers._in_fabric_backward = False
 
 
 def count_parameters(parts: Mapping[str, nn.Module]) -> dict[str, int]:

@@ -50,12 +50,16 @@ class Monitor:
     folder: Path
     budget: Budget
     title: str
+    speaks: bool = True
+    """False on every rank but the first."""
     latest: dict[str, float] = field(default_factory=dict)
     _writer: SummaryWriter | None = None
     _progress: Progress | None = None
     _last_line: float = 0.0
 
     def __enter__(self) -> Self:
+        if not self.speaks:
+            return self
         self._writer = SummaryWriter(self.folder / "tensorboard")
         console = Console(stderr=True)
         if console.is_terminal:
@@ -76,6 +80,8 @@ class Monitor:
     def record(self, values: Mapping[str, float]) -> None:
         """Write the numbers of this step."""
         self.latest.update(values)
+        if not self.speaks:
+            return
         for name, value in values.items():
             if self._writer:
                 self._writer.add_scalar(name, value, self.budget.step)

@@ -171,6 +171,14 @@ def test_every_formulation_trains(
     assert latest(tmp_path / "two")["psnr/model"] > 0
 
 
+def test_the_adaptive_adversary_trains_in_half_precision(trained: Any, tmp_path: Path) -> None:
+    critic = {"weight": 0.1, "start": 0.0, "channels": 8, "layers": 1}
+    values = changed(trained.config, 2, adversarial=critic).model_dump()
+    values["autoencoder"]["loop"] |= {"precision": "bf16-mixed", "batch": 1, "log_steps": 1}
+    one.train_autoencoder(TrainConfig.model_validate(values), tmp_path / "half", trained.cache)
+    assert latest(tmp_path / "half")["skipped"] == 0
+
+
 def test_the_papers_ablations_train(trained: Any, tmp_path: Path) -> None:
     plain = changed(trained.config, 2, syncretic=False, source_skip="none")
     one.train_autoencoder(plain, tmp_path / "plain", trained.cache)

@@ -9,6 +9,7 @@ import torch
 from monai.networks.nets.autoencoderkl import Decoder, Encoder
 from torch import Tensor, nn
 
+from train import ranks
 from train.config import AutoencoderConfig, Shape
 from train.s2ldm.quantizer import Quantized, VectorQuantizer
 
@@ -164,14 +165,14 @@ class SyncreticAutoencoder(nn.Module):
         if self.config.quantizer.regularizer == "none":
             return mean, mean, mean.new_zeros(()), None
         log_variance = moments[:, self.config.latent_channels :].clamp(-30, 20)
-        latent = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+        latent = mean + torch.exp(0.5 * log_variance) * ranks.randn_like(mean, batch)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
         return latent, mean, self.config.loss.kl * kl, None
 
     def _quantize(self, mean: Tensor, batch: int) -> Quantized:
         assert self.quantizer is not None
         if self.config.quantizer.quantize_both or len(mean) == batch:
-            return self.quantizer(mean)
+            return self.quantizer(mean, batch)
         of_c = self.quantizer(mean[:batch])
         with torch.no_grad():
             of_n = self.quantizer.lookup(mean[batch:])

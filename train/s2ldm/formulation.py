@@ -19,6 +19,7 @@ from torch import Tensor
 
 from engine.bundle import SamplerSpec
 from engine.schedule import scaled_linear
+from train import ranks
 from train.config import DiffusionConfig
 from train.s2ldm.similarity import bridge_weight, cosine, similarity_mask
 
@@ -62,8 +63,8 @@ def pose(
     generator: torch.Generator | None = None,
 ) -> Problem:
     """Draw t and ε and pose the configured formulation's question; ``progress`` is τ/𝒯 of eq. 3."""
-    noise = torch.randn(e_c.shape, generator=generator, device=e_c.device)
-    u = torch.rand(len(e_c), generator=generator, device=e_c.device)
+    noise = ranks.randn(tuple(e_c.shape), e_c.device, generator)
+    u = ranks.rand(len(e_c), e_c.device, generator)
     return POSE[config.formulation](config, e_n, e_c, progress, noise, u)
 
 
@@ -114,7 +115,7 @@ def loss(config: DiffusionConfig, answer: Tensor, problem: Problem) -> Tensor:
     error = NORMS[config.norm](error)
     if problem.weight is None:
         return error.mean()
-    return (error * problem.weight).mean() / problem.weight.mean()
+    return (error * problem.weight).mean() / ranks.mean(problem.weight.mean())
 
 
 def _masked(config: DiffusionConfig, e_n: Tensor, e_c: Tensor, progress: float) -> Tensor:

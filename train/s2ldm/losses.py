@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from train import ranks
+
 UNSHARP_SIGMA = 1.0
 UNSHARP_AMOUNT = 0.5
 LAPLACIAN_AMOUNT = 0.25
@@ -35,7 +37,7 @@ def reconstruction(
     error = (painted - target).abs()
     if square:
         error = error + square * error.square()
-    return error.mean() if weight is None else (error * weight).mean() / weight.mean()
+    return error.mean() if weight is None else (error * weight).mean() / ranks.mean(weight.mean())
 
 
 def enhancement_weight(x_n: Tensor, x_c: Tensor, strength: float, window_width_hu: float) -> Tensor | None:
@@ -69,7 +71,8 @@ def adaptive_weight(rec: Tensor, adversarial: Tensor, last_layer: nn.Parameter) 
     """VQ-GAN's λ: ‖∇L_rec‖ / ‖∇L_adv‖ at the decoder's last layer, at most 10⁴."""
     of_rec = torch.autograd.grad(rec, last_layer, retain_graph=True)[0]
     of_adversarial = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0]
-    return (of_rec.norm() / (of_adversarial.norm() + 1e-4)).clamp(0.0, ADAPTIVE_MAX).detach()
+    balance = ranks.mean(of_rec).norm() / (ranks.mean(of_adversarial).norm() + 1e-4)
+    return balance.clamp(0.0, ADAPTIVE_MAX).detach()
 
 
 def _log_amplitude(x: Tensor) -> Tensor:

@@ -6,11 +6,15 @@ a dead code; this one works in chunks, re-seeds, and cuts the channels into grou
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+
+from train import ranks
 
 CHUNK = 8192
 LAPLACE = 1e-5
@@ -61,19 +65,26 @@ class VectorQuantizer(nn.Module):
         rows = self.rows(latent.float())
         return self.unrows(self.codebook[self.nearest(rows)], latent.shape)
 
-    def forward(self, latent: Tensor) -> Quantized:
-        """Quantise, and in training move the codebook. Always in fp32."""
+    def forward(self, latent: Tensor, block: int | None = None) -> Quantized:
+        """Quantise, and in training move the codebook (with all ranks' latents). Always in fp32.
+
+        ``block``: how many cases a phase has, where the latents of both phases lie one after the other.
+        """
         with torch.autocast(latent.device.type, enabled=False):
             latent = latent.float()
             rows = self.rows(latent)
+            everywhere = partial(self._everywhere, latent, block or len(latent))
             if self.training and not self.seeded:
-                self._seed(rows.detach())
+                self._seed(everywhere())
             codes = self.nearest(rows.detach())
             quantized = self.unrows(self.codebook[codes], latent.shape)
             if self.training:
-                self._follow(rows.detach(), codes)
+                self._follow(rows.detach(), codes, everywhere)
             loss = self.commitment * F.mse_loss(latent, quantized)
             return Quantized(latent + (quantized - latent).detach(), loss, codes)
+
+    def _everywhere(self, latent: Tensor, block: int) -> Tensor:
+        return self.rows(ranks.gather(latent, block))
 
     @torch.no_grad()
     def _seed(self, rows: Tensor) -> None:
@@ -82,21 +93,21 @@ class VectorQuantizer(nn.Module):
         self.seeded.fill_(True)
 
     @torch.no_grad()
-    def _follow(self, rows: Tensor, codes: Tensor) -> None:
-        used = torch.bincount(codes, minlength=self.codes).to(rows.dtype)
-        sums = torch.zeros_like(self.codebook).index_add_(0, codes, rows)
+    def _follow(self, rows: Tensor, codes: Tensor, everywhere: Callable[[], Tensor]) -> None:
+        used = ranks.total(torch.bincount(codes, minlength=self.codes).to(rows.dtype))
+        sums = ranks.total(torch.zeros_like(self.codebook).index_add_(0, codes, rows))
         self.cluster_size.lerp_(used, 1 - self.decay)
         self.cluster_sum.lerp_(sums, 1 - self.decay)
         total = self.cluster_size.sum()
         smoothed = (self.cluster_size + LAPLACE) / (total + self.codes * LAPLACE) * total
         self.codebook.copy_(self.cluster_sum / smoothed[:, None])
-        self._revive(rows)
+        self._revive(everywhere)
 
-    def _revive(self, rows: Tensor) -> None:
+    def _revive(self, everywhere: Callable[[], Tensor]) -> None:
         dead = self.cluster_size < self.reseed_below
         count = int(dead.sum())
         if count:
-            self.codebook[dead] = self._pick(rows, count)
+            self.codebook[dead] = self._pick(everywhere(), count)
             self.cluster_size[dead] = 1.0
             self.cluster_sum[dead] = self.codebook[dead]
 

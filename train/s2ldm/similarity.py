@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from train import ranks
 from train.config import Shape, SimilarityConfig
 
 COSINE_EPS = 1e-6
@@ -41,7 +42,7 @@ def l_sim(e_n: Tensor, e_c: Tensor, config: SimilarityConfig, body: Tensor | Non
     loss = adaptive_similarity(cosine(e_n, e_c, config.axis), config.gamma, config.p_min)
     if body is None or config.axis == "channel":
         return loss.mean()
-    return (loss * body).sum() / body.sum().clamp_min(1.0)
+    return (loss * body).sum() / ranks.mean(body.sum()).clamp_min(1.0)
 
 
 def body_mask(x_n: Tensor, factor: Shape) -> Tensor:

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from train.config import AdversarialConfig, TrainConfig
 from train.data import Pairs
-from train.loop import Plan, count_parameters, descend, set_rate, train
+from train.loop import Plan, count_parameters, descend, measuring_gradients, set_rate, train
 from train.s2ldm import losses
 from train.s2ldm.autoencoder import StageOne, SyncreticAutoencoder
 from train.s2ldm.quantizer import perplexity
@@ -114,8 +114,10 @@ class AutoencoderTraining:
         assert self.discriminator is not None
         fooled = losses.generator_loss(self.discriminator(out.from_c)[-1].float(), a.kind)
         last = self.autoencoder.module.exit.last.weight
-        balance = losses.adaptive_weight(rec, fooled, last) if a.adaptive else 1.0
-        return a.weight * balance * fooled
+        if not a.adaptive:
+            return a.weight * fooled
+        with measuring_gradients():
+            return a.weight * losses.adaptive_weight(rec, fooled, last) * fooled
 
     def discriminator_step(self, out: StageOne, x_c: Tensor) -> Tensor:
         """One step of the patch discriminator on x_c against D(E_c)."""

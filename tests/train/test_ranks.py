@@ -1,0 +1,77 @@
+"""Two processes with half the batch each are one process with the whole of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from train import checkpoint as ckpt
+from train import ranks
+from train.config import TrainConfig
+from train.s2ldm.train_autoencoder import train_autoencoder
+from train.s2ldm.train_diffusion import train_diffusion
+
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+REPOSITORY = SCRIPT.parents[2]
+STEPS = 3
+
+
+def short(tiny: TrainConfig, batch: int) -> TrainConfig:
+    """``tiny`` with everything on whose mean depends on other cases: weights, masks, codebook, adversary."""
+    values = tiny.model_dump()
+    values["autoencoder"]["adversarial"] |= {"weight": 0.1, "start": 0.0, "channels": 8, "layers": 1}
+    values["autoencoder"]["quantizer"] |= {"reseed_below": 0.05}
+    for stage in ("autoencoder", "diffusion"):
+        loop = {"steps": STEPS, "batch": batch, "log_steps": 1, "validation_crops": 1}
+        values[stage]["loop"] |= loop
+    return TrainConfig.model_validate(values)
+
+
+def torchrun(processes: int, *arguments: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=800
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def losses(run: Path) -> dict[str, float]:
+    """Those of the last step, by name."""
+    latest: dict[str, float] = json.loads((run / "run.json").read_text())["latest"]
+    return {name: value for name, value in latest.items() if name.startswith(("loss/", "discriminator"))}
+
+
+@pytest.mark.timeout(900)
+def test_two_ranks_have_the_losses_of_one_at_twice_the_batch(
+    tiny: TrainConfig, trained: Any, tmp_path: Path
+) -> None:
+    one, half = short(tiny, batch=2), short(tiny, batch=1)
+    (tmp_path / "half.json").write_text(half.model_dump_json())
+    torchrun(2, str(SCRIPT), str(tmp_path / "half.json"), str(tmp_path / "ranks"), str(trained.cache))
+    train_autoencoder(one, tmp_path / "alone" / "one", trained.cache)
+    train_diffusion(one, tmp_path / "alone" / "one", tmp_path / "alone" / "two", trained.cache)
+    for stage in ("one", "two"):
+        together, alone = (losses(tmp_path / who / stage) for who in ("ranks", "alone"))
+        assert together == pytest.approx(alone, abs=1e-5)
+        assert ckpt.load(tmp_path / "ranks" / stage / ckpt.NAME).step == STEPS
+
+
+def test_alone_every_function_is_what_its_name_says() -> None:
+    x = torch.arange(6.0).reshape(3, 2)
+    assert ranks.world() == 1
+    assert torch.equal(ranks.mine(x), x)
+    assert torch.equal(ranks.total(x), x)
+    assert torch.equal(ranks.mean(x), x)
+    assert torch.equal(ranks.gather(x, 1), x)
+    torch.manual_seed(0)
+    drawn = ranks.randn((2, 3), torch.device("cpu"))
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.randn(2, 3))
