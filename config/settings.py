@@ -260,6 +260,17 @@ class StoreDestination(Frozen):
     """Seconds of silence after which the association is given up."""
     max_pdu_bytes: int = Field(default=131_072, ge=4096, le=4_194_304)
     """Largest protocol data unit accepted from the peer, in bytes."""
+    commitment: Literal["none", "request", "query"] = "none"
+    """Whether the peer is asked to answer for what it took: "none" ends with DELIVERED, "request" asks for
+    storage commitment (or queries, where the peer does not offer it), "query" asks by C-FIND whether every
+    instance is there. What is answered for is COMMITTED and may be purged."""
+    commitment_wait_s: float = Field(default=5.0, ge=0, le=86_400)
+    """Seconds between the end of a delivery and the first question."""
+    commitment_timeout_s: Seconds = 600.0
+    """Seconds to wait for the report of a storage commitment; then it is asked for again, with the waits of
+    [retry] added."""
+    commitment_resends: int = Field(default=3, ge=0, le=100)
+    """Times a job is sent again because the peer lacks instances it had accepted; after that it is parked."""
 
 
 class FolderDestination(Frozen):
@@ -285,8 +296,21 @@ Destination = Annotated[
 ]
 
 
+class Requester(Frozen):
+    """A sender that may ask the node for storage commitment. Others that ask are refused."""
+
+    ae_title: AETitle = Field(examples=["CT1"])
+    """AE title the sender calls itself; each may be listed once."""
+    host: str = Field(min_length=1, examples=["ct1.example.org"])
+    """Host name or address the report goes to."""
+    port: Port = 104
+    """TCP port the report goes to."""
+    timeout_s: Seconds = 30.0
+    """Seconds to wait for the connection, for the association and for the answer to the report."""
+
+
 class RetrySettings(Frozen):
-    """How a delivery that failed for the moment is tried again."""
+    """How a delivery, a storage commitment or its report that failed for the moment is tried again."""
 
     first_s: Seconds = 15.0
     """Seconds before the second attempt."""
@@ -328,6 +352,8 @@ class Settings(Frozen):
     outputs: OutputSettings = OutputSettings()
     destinations: tuple[Destination, ...] = ()
     """Where finished series are sent. Without one, they stay in the outbox."""
+    requesters: tuple[Requester, ...] = ()
+    """Senders that may ask for storage commitment, and where their reports go."""
     retry: RetrySettings = RetrySettings()
     log: LogSettings = LogSettings()
 
@@ -339,6 +365,14 @@ class Settings(Frozen):
             raise impossible(
                 "destinations", f"give every destination a name of its own: {', '.join(repeated)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _names_each_requester_once(self) -> Settings:
+        titles = [requester.ae_title for requester in self.requesters]
+        repeated = sorted({title for title in titles if titles.count(title) > 1})
+        if repeated:
+            raise impossible("requesters", f"list every ae_title once: {', '.join(repeated)}")
         return self
 
     def digest(self) -> str:

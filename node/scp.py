@@ -1,4 +1,4 @@
-"""The listening side: C-ECHO and C-STORE (PS3.4 A and B) as one application entity.
+"""The listening side: C-ECHO, C-STORE and storage commitment (PS3.4 A, B and J) as one application entity.
 
 Association by association: who may associate (`peers`), what may be sent (:func:`supported_contexts`), and
 every C-STORE handed to the caller's ``store``, whose answer goes back. pynetdicom speaks the protocol; what
@@ -35,6 +35,8 @@ from pynetdicom.presentation import (
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from config.settings import ListenSettings, Settings
+from node.commitment.hear import Commitments
+from node.commitment.wire import PUSH_MODEL, SYNTAXES
 from node.ledger import Ledger
 from node.peers import AllowList
 from node.receive import SUCCESS, Answer, Arrival, Receiver
@@ -105,7 +107,11 @@ class Scp:
         self, settings: Settings, ledger: Ledger, spool: Spool, clock: Callable[[], float] = time.time
     ) -> None:
         limit = settings.storage.max_instance_bytes
-        self._listener = Listener(settings.listen, Receiver(spool, ledger, limit, clock).take, limit)
+        self.commitments = Commitments(settings, ledger, clock)
+        """What peers say and ask about storage commitment; the ask lanes hear reports by it too."""
+        self._listener = Listener(
+            settings.listen, Receiver(spool, ledger, limit, clock).take, limit, self.commitments
+        )
 
     def __enter__(self) -> Scp:
         self._listener.start()
@@ -130,31 +136,39 @@ class Scp:
 class Listener:
     """An application entity that hands every received instance to ``store`` and sends its answer back.
 
-    ``store`` is called from one thread an association and does not raise. Listening starts with
-    :meth:`start` and ends with :meth:`stop`.
+    ``store`` is called from one thread an association and does not raise. With ``commitments`` that are
+    wanted the Push Model is offered too. Listening starts with :meth:`start` and ends with :meth:`stop`.
     """
 
     def __init__(
-        self, listen: ListenSettings, store: Callable[[Arrival], Answer], max_instance_bytes: int
+        self,
+        listen: ListenSettings,
+        store: Callable[[Arrival], Answer],
+        max_instance_bytes: int,
+        commitments: Commitments | None = None,
     ) -> None:
         self.listen = listen
         self.max_instance_bytes = max_instance_bytes
         self._store = store
+        self._commitments = commitments if commitments is not None and commitments.is_wanted else None
         self._allowed = AllowList(listen)
         self._server: Server | None = None
 
     def start(self) -> None:
         """Listen; raises OSError where the address cannot be had."""
         ae = _application_entity(self.listen)
-        handlers = [
+        handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._on_requested),
             (evt.EVT_REJECTED, _on_rejected),
             (evt.EVT_C_ECHO, _on_echo),
             (evt.EVT_C_STORE, self._on_store),
         ]
-        self._server = Server(
-            ae, self.listen, supported_contexts(self.listen), handlers, self.max_instance_bytes
-        )
+        contexts = supported_contexts(self.listen)
+        if self._commitments is not None:
+            contexts.append(push_model_context())
+            handlers.append((evt.EVT_N_EVENT_REPORT, self._commitments.on_report))
+            handlers.append((evt.EVT_N_ACTION, self._commitments.on_request))
+        self._server = Server(ae, self.listen, contexts, handlers, self.max_instance_bytes)
         threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="scp", daemon=True).start()
         log.info("listening", port=self.port)
 
@@ -219,6 +233,13 @@ def supported_contexts(listen: ListenSettings) -> list[PresentationContext]:
         known = {str(context.abstract_syntax) for context in AllStoragePresentationContexts}
         classes += sorted(known - set(classes))
     return [build_context(VERIFICATION), *(build_context(uid, list(syntaxes)) for uid in classes)]
+
+
+def push_model_context() -> PresentationContext:
+    """Storage commitment in both roles: a sender asks us as SCU, an archive reports as SCP (PS3.4 J.3)."""
+    context = build_context(PUSH_MODEL, list(SYNTAXES))
+    context.scu_role = context.scp_role = True
+    return context
 
 
 def transfer_syntaxes() -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """The node as a service: start, serve, stop.
 
 The SCP answers in threads of its own; APScheduler is the clock of the lanes (settle, one deliver lane a
-destination, the health check); each worker is a child process that a supervisor keeps alive. Everything they
-share is the ledger and the spool.
+destination, one lane each for those that are asked to commit and for those that ask us, the health check);
+each worker is a child process that a supervisor keeps alive. Everything they share is the ledger and the
+spool.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ import structlog
 from apscheduler.executors.pool import ThreadPoolExecutor  # type: ignore[import-untyped]
 from apscheduler.schedulers.background import BackgroundScheduler  # type: ignore[import-untyped]
 
-from config.settings import Destination, FolderDestination, Settings
+from config.settings import Destination, FolderDestination, Requester, Settings, StoreDestination
 from node import log as node_log
 from node import watchdog
+from node.commitment.ask import AskLane
+from node.commitment.hear import asks
+from node.commitment.report import ReportLane
 from node.deliver import DeliverLane
 from node.errors import NodeError
 from node.flow import Failure, attempt
@@ -43,7 +47,7 @@ log = structlog.get_logger(__name__)
 LOCK = "node.lock"
 """The file in the data folder that one node at a time has locked."""
 DELIVER_CHECK_S = 0.5
-"""Seconds between two looks for something to deliver."""
+"""Seconds between two looks for something to deliver, to ask about or to report."""
 HEALTH_CHECK_S = 30.0
 """Seconds between two health checks where systemd asks for none."""
 PATIENCE_S = 60.0
@@ -127,6 +131,7 @@ class Node:
         self._free_orphans()
         self._start_workers()
         self._start_listening()
+        self.ledger.close_committed(self.scp.commitments.required, time.time())
         self._start_clock()
 
     def _start_listening(self) -> None:
@@ -157,6 +162,12 @@ class Node:
         settle = self.settings.settle
         lanes = [Lane("settle", self._settle, settle.check_s, settle.check_s + PATIENCE_S)]
         lanes += [self._deliver_lane(destination) for destination in self.settings.destinations]
+        lanes += [
+            self._ask_lane(destination)
+            for destination in self.settings.destinations
+            if isinstance(destination, StoreDestination) and asks(destination)
+        ]
+        lanes += [self._report_lane(requester) for requester in self.settings.requesters]
         every_s = watchdog.feed_every_s() or HEALTH_CHECK_S
         orphans = Lane(
             "orphans",
@@ -178,6 +189,34 @@ class Node:
             beat=lambda: self._pulses[name].beat(time.monotonic()),
         )
         return Lane(name, lane.run, DELIVER_CHECK_S, longest_silence_s(destination) + PATIENCE_S)
+
+    def _ask_lane(self, destination: StoreDestination) -> Lane:
+        name = f"ask {destination.name}"
+        lane = AskLane(
+            ledger=self.ledger,
+            destination=destination,
+            commitments=self.scp.commitments,
+            retry=self.settings.retry,
+            rng=Random(),
+            clock=time.time,
+            stopping=self._stopping,
+            beat=lambda: self._pulses[name].beat(time.monotonic()),
+        )
+        return Lane(name, lane.run, DELIVER_CHECK_S, longest_silence_s(destination) + PATIENCE_S)
+
+    def _report_lane(self, requester: Requester) -> Lane:
+        name = f"report {requester.ae_title}"
+        lane = ReportLane(
+            ledger=self.ledger,
+            requester=requester,
+            ae_title=self.settings.listen.ae_title,
+            retry=self.settings.retry,
+            rng=Random(),
+            clock=time.time,
+            stopping=self._stopping,
+            beat=lambda: self._pulses[name].beat(time.monotonic()),
+        )
+        return Lane(name, lane.run, DELIVER_CHECK_S, 3 * requester.timeout_s + PATIENCE_S)
 
     def _step(self, lane: Lane) -> None:
         """One step of a lane; only a step that ended well is a sign of life."""

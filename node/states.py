@@ -29,14 +29,19 @@ MOVES: dict[State, frozenset[State]] = {
     State.SETTLED: frozenset({State.READY, State.REJECTED, State.PARKED, State.SUPERSEDED}),
     State.READY: frozenset({State.BUILT, State.REJECTED, State.PARKED, State.SUPERSEDED}),
     State.BUILT: frozenset({State.DELIVERED, State.PARKED, State.SUPERSEDED}),
-    State.DELIVERED: frozenset({State.COMMITTED, State.SUPERSEDED}),
+    State.DELIVERED: frozenset({State.COMMITTED, State.BUILT, State.PURGED, State.SUPERSEDED}),
     State.COMMITTED: frozenset({State.PURGED, State.SUPERSEDED}),
     State.PURGED: frozenset({State.SUPERSEDED}),
-    State.REJECTED: frozenset({State.READY, State.SUPERSEDED}),
-    State.PARKED: frozenset({State.SETTLED, State.READY, State.BUILT, State.REJECTED, State.SUPERSEDED}),
+    State.REJECTED: frozenset({State.READY, State.PURGED, State.SUPERSEDED}),
+    State.PARKED: frozenset(
+        {State.SETTLED, State.READY, State.BUILT, State.REJECTED, State.PURGED, State.SUPERSEDED}
+    ),
     State.SUPERSEDED: frozenset(),
 }
-"""From a state to the states it may move to; every move is a row in the ledger's ``event`` table."""
+"""From a state to the states it may move to; every move is a row in the ledger's ``event`` table.
+
+DELIVERED goes back to BUILT where a destination says that it lacks instances after all.
+"""
 
 FINAL: frozenset[State] = frozenset({State.PURGED, State.REJECTED, State.SUPERSEDED})
 """States nothing leaves by itself."""

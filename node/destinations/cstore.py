@@ -7,7 +7,7 @@ accepted. An AE is made per association: one shared by several threads loses ans
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, build_context
+from pynetdicom import AE, build_context, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.presentation import PresentationContext
@@ -68,8 +68,15 @@ def contexts_for(metas: Sequence[Dataset]) -> list[PresentationContext]:
 
 
 @contextmanager
-def associated(peer: StoreDestination, contexts: list[PresentationContext]) -> Iterator[Association]:
-    """An established association, released at the end; raises as :func:`why_not` says where there is none."""
+def associated(
+    peer: StoreDestination,
+    contexts: list[PresentationContext],
+    on_report: Callable[[evt.Event], tuple[int, None]] | None = None,
+) -> Iterator[Association]:
+    """An established association, released at the end; raises as :func:`why_not` says where there is none.
+
+    ``on_report`` answers the peer's N-EVENT-REPORTs, the one request we serve here.
+    """
     ae = AE(ae_title=peer.calling_ae_title)
     ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -77,9 +84,17 @@ def associated(peer: StoreDestination, contexts: list[PresentationContext]) -> I
     ae.acse_timeout = peer.acse_timeout_s
     ae.dimse_timeout = peer.dimse_timeout_s
     ae.network_timeout = peer.network_timeout_s
+    handlers: list[Any] = [] if on_report is None else [(evt.EVT_N_EVENT_REPORT, on_report)]
+    roles = [build_role(str(cx.abstract_syntax), scp_role=True) for cx in contexts if cx.scp_role]
     try:
         assoc = ae.associate(
-            peer.host, peer.port, contexts=contexts, ae_title=peer.ae_title, max_pdu=peer.max_pdu_bytes
+            peer.host,
+            peer.port,
+            contexts=contexts,
+            ae_title=peer.ae_title,
+            max_pdu=peer.max_pdu_bytes,
+            ext_neg=roles,  # type: ignore[arg-type]
+            evt_handlers=handlers,
         )
     except OSError as error:
         raise DestinationUnreachable(f"no connection: {error.strerror}") from error

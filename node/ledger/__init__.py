@@ -8,11 +8,11 @@ row of ``event``. Times are epoch seconds handed in as ``now``.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from node.ledger import deliveries, leases, moves, receiving
+from node.ledger import commitments, deliveries, leases, moves, purging, receiving
 from node.ledger.errors import (
     JobUnknown,
     LedgerError,
@@ -22,13 +22,17 @@ from node.ledger.errors import (
     StaleLease,
 )
 from node.ledger.rows import (
+    CommitmentAnswer,
     Delivery,
     Event,
     Instance,
     Job,
     Output,
+    Question,
     ReceivedInstance,
     Recorded,
+    Reference,
+    Request,
     SynthesisRecord,
 )
 from node.ledger.store import Store
@@ -36,6 +40,7 @@ from node.states import State
 
 __all__ = [
     "LEDGER_FILE",
+    "CommitmentAnswer",
     "Delivery",
     "Event",
     "Instance",
@@ -47,8 +52,11 @@ __all__ = [
     "LedgerUnusable",
     "MoveRefused",
     "Output",
+    "Question",
     "ReceivedInstance",
     "Recorded",
+    "Reference",
+    "Request",
     "StaleLease",
     "SynthesisRecord",
 ]
@@ -282,6 +290,124 @@ class Ledger:
         with self._store.reading() as db:
             rows = deliveries.standing(db, job_id)
         return [Delivery(**{**dict(row), "refused": bool(row["refused"])}) for row in rows]
+
+    # committing
+
+    def commitments_due(self, destination: str, delivered_before: float, now: float) -> list[Job]:
+        """The jobs DELIVERED before then, oldest first, that this destination should be asked about now."""
+        with self._store.reading() as db:
+            return [_job(row) for row in commitments.due(db, destination, delivered_before, now)]
+
+    def uncommitted_outputs(self, job_id: int, destination: str) -> list[Output]:
+        """The job's outputs this destination has not taken responsibility for."""
+        with self._store.reading() as db:
+            rows = commitments.uncommitted(db, job_id, destination)
+        return [self._output(row) for row in rows]
+
+    def record_question(
+        self, transaction_uid: str, job_id: int, destination: str, *, not_before: float, now: float
+    ) -> None:
+        """Keep that storage commitment is about to be asked, and not again before ``not_before``."""
+        with self._store.writing() as db:
+            commitments.ask(db, transaction_uid, job_id, destination, not_before=not_before, now=now)
+
+    def put_off_question(
+        self, job_id: int, destination: str, not_before: float, reason: str, now: float
+    ) -> None:
+        """Ask this destination about the job again from ``not_before`` on."""
+        with self._store.writing() as db:
+            commitments.put_off(db, job_id, destination, not_before=not_before, reason=reason, now=now)
+
+    def question(self, transaction_uid: str) -> Question | None:
+        """What was asked under this transaction UID; None for one that is not ours."""
+        with self._store.reading() as db:
+            return commitments.question(db, transaction_uid)
+
+    def record_report(
+        self, transaction_uid: str, answer: CommitmentAnswer, required: Collection[str], now: float
+    ) -> Question | None:
+        """Keep the report on a question; None, and nothing kept, for a transaction UID that is not ours.
+
+        DELIVERED → COMMITTED where all of ``required`` have committed, → BUILT where instances are lacking.
+        """
+        with self._store.writing() as db:
+            return commitments.report(db, transaction_uid, answer, required=required, now=now)
+
+    def record_found(
+        self, job_id: int, destination: str, answer: CommitmentAnswer, required: Collection[str], now: float
+    ) -> None:
+        """Keep what a query found at the destination; moves the job as :meth:`record_report` does."""
+        with self._store.writing() as db:
+            commitments.record(db, job_id, destination, answer, required=required, now=now)
+
+    def close_committed(self, required: Collection[str], now: float) -> None:
+        """Move every DELIVERED job that ``required``, as it is now, has committed."""
+        for job in self.jobs([State.DELIVERED]):
+            with self._store.writing() as db:
+                commitments.close(db, job.id, required, now)
+
+    def record_request(
+        self,
+        calling_ae: str,
+        transaction_uid: str,
+        references: Sequence[Reference],
+        *,
+        most_open: int,
+        now: float,
+    ) -> bool:
+        """Keep a storage commitment that is asked of us; False where ``most_open`` others wait already."""
+        with self._store.writing() as db:
+            return commitments.record_request(
+                db, calling_ae, transaction_uid, references, most_open=most_open, now=now
+            )
+
+    def requests_due(self, calling_ae: str, now: float) -> list[Request]:
+        """What this sender asked of us and should hear about now."""
+        with self._store.reading() as db:
+            return commitments.requests_due(db, calling_ae, now)
+
+    def close_request(self, request_id: int, reason: str | None, now: float) -> None:
+        """The sender has its report, or with a ``reason`` will not get one."""
+        with self._store.writing() as db:
+            commitments.close_request(db, request_id, reason, now)
+
+    def put_off_request(self, request_id: int, not_before: float, reason: str) -> None:
+        """Report again from ``not_before`` on."""
+        with self._store.writing() as db:
+            commitments.put_off_request(db, request_id, not_before=not_before, reason=reason)
+
+    def kept_instance(self, sop_instance_uid: str) -> Instance | None:
+        """The received instance of this UID that the node still keeps, if it does."""
+        with self._store.reading() as db:
+            row = commitments.kept(db, sop_instance_uid)
+        return None if row is None else self._instance(row)
+
+    # purging
+
+    def purgeable(self, states: Collection[State], before: float) -> list[Job]:
+        """Jobs in these states since before then whose files were not purged, oldest first."""
+        with self._store.reading() as db:
+            return [_job(row) for row in purging.purgeable(db, states, before)]
+
+    def begin_purge(self, job_id: int, states: Collection[State], before: float, now: float) -> bool:
+        """Move the job to PURGED; False, and nothing done, where it moved on meanwhile."""
+        with self._store.writing() as db:
+            return purging.begin(db, job_id, states, before, now)
+
+    def purged_files(self, job_id: int) -> list[Path]:
+        """The job's files that no living job holds."""
+        with self._store.reading() as db:
+            return [self._store.root / path for path in purging.files(db, job_id)]
+
+    def unfinished_purges(self) -> list[int]:
+        """Jobs that were purged and whose files may still be there."""
+        with self._store.reading() as db:
+            return purging.unfinished(db)
+
+    def finish_purge(self, job_id: int, now: float) -> None:
+        """The job's files are gone."""
+        with self._store.writing() as db:
+            purging.finish(db, job_id, now)
 
     # counting
 

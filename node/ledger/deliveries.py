@@ -99,7 +99,10 @@ def standing(db: sqlite3.Connection, job_id: int) -> list[sqlite3.Row]:
         "SELECT delivery.*, (SELECT count(*) FROM output WHERE output.job_id = delivery.job_id) AS outputs,"
         " (SELECT count(*) FROM output JOIN delivered ON delivered.output_id = output.id"
         " WHERE output.job_id = delivery.job_id AND delivered.destination = delivery.destination"
-        f" AND {ACCEPTED}) AS delivered FROM delivery WHERE job_id = ? ORDER BY destination",
+        f" AND {ACCEPTED}) AS delivered,"
+        " (SELECT count(*) FROM output JOIN committed ON committed.output_id = output.id"
+        " WHERE output.job_id = delivery.job_id AND committed.destination = delivery.destination)"
+        " AS committed FROM delivery WHERE job_id = ? ORDER BY destination",
         (job_id,),
     ).fetchall()
 

@@ -87,7 +87,8 @@ def retry(db: sqlite3.Connection, job_id: int, now: float) -> State:
     move(db, job_id, target, now, reason="tried again by hand")
     db.execute("UPDATE job SET attempt = 0, not_before = 0, progress = 0 WHERE id = ?", (job_id,))
     db.execute(
-        "UPDATE delivery SET attempt = 0, not_before = 0, refused = 0, reason = NULL WHERE job_id = ?",
+        "UPDATE delivery SET attempt = 0, not_before = 0, refused = 0, reason = NULL, asked = 0,"
+        " ask_not_before = 0, resent = 0 WHERE job_id = ?",
         (job_id,),
     )
     return target

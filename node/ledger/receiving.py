@@ -15,13 +15,16 @@ def record(db: sqlite3.Connection, received: ReceivedInstance, path: str, now: f
 
     A new slice joins a generation that is RECEIVING. Once a generation has left RECEIVING what it holds
     never changes: a new slice then opens the next generation with the old instances and itself, and the old
-    generation is SUPERSEDED, whatever was being done with it. A repeat of the same bytes changes nothing.
+    generation is SUPERSEDED, whatever was being done with it. A repeat of the same bytes changes nothing,
+    unless the node has purged its own: success promises that the bytes are here.
     ``path`` is as the ledger stores it.
     """
     living = _living_job(db, received.series_instance_uid)
     if living is None:
         job = _open(db, received, 1, now)
         return _join(db, job, received, path, now)
+    if living["state"] == State.PURGED:  # its files are gone: a repeat has to be kept again
+        return _open_next(db, living, received, path, now)
     known = known_sha256(db, living["id"], received.sop_instance_uid)
     if known is not None:
         hear(db, living["id"], now)
@@ -37,7 +40,7 @@ def repeat(
     """The living job that already holds exactly these bytes, if one does."""
     row = db.execute(
         "SELECT job.id FROM job JOIN instance ON instance.job_id = job.id"
-        " WHERE job.series_instance_uid = ? AND job.state <> 'SUPERSEDED'"
+        " WHERE job.series_instance_uid = ? AND job.state NOT IN ('SUPERSEDED', 'PURGED')"
         " AND instance.sop_instance_uid = ? AND instance.sha256 = ?",
         (series_instance_uid, sop_instance_uid, sha256),
     ).fetchone()

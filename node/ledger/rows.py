@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from node.states import State
 
@@ -119,6 +120,57 @@ class Delivery:
     reason: str | None
     delivered: int
     outputs: int
+    asked: int = 0
+    """How often it was asked to commit since it has everything."""
+    ask_not_before: float = 0.0
+    resent: int = 0
+    """How often it was sent again what it said it lacked."""
+    committed: int = 0
+    """Outputs it has taken responsibility for."""
+
+
+class Reference(NamedTuple):
+    """An instance as storage commitment names it (PS3.4 J.3.2.1.1)."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A storage commitment asked of a destination.
+
+    ``is_open`` until its report came or another one was asked.
+    """
+
+    job_id: int
+    destination: str
+    is_open: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CommitmentAnswer:
+    """What a destination says about a job's outputs.
+
+    ``lacking`` are to be sent again, each with the status its delivery has from now on; with ``refusal`` a
+    person is needed, and so it is after ``most_resends`` times.
+    """
+
+    held: frozenset[Reference]
+    lacking: Mapping[str, int] = field(default_factory=dict)
+    refusal: str | None = None
+    most_resends: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A storage commitment a sender asks of us."""
+
+    id: int
+    calling_ae: str
+    transaction_uid: str
+    references: tuple[Reference, ...]
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,54 @@ MIGRATIONS: tuple[Migration, ...] = (
         "CREATE INDEX event_by_job ON event (job_id)",
         "CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
     ),
+    (
+        # Storage commitment as SCU: how often a destination was asked since it has everything, when it may be
+        # asked again, and how often it was sent what it lacked.
+        "ALTER TABLE delivery ADD COLUMN asked INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE delivery ADD COLUMN ask_not_before REAL NOT NULL DEFAULT 0",
+        "ALTER TABLE delivery ADD COLUMN resent INTEGER NOT NULL DEFAULT 0",
+        """
+        CREATE TABLE question (
+            transaction_uid TEXT PRIMARY KEY,
+            job_id INTEGER NOT NULL REFERENCES job (id),
+            destination TEXT NOT NULL,
+            asked_at REAL NOT NULL,
+            answered_at REAL
+        ) WITHOUT ROWID
+        """,
+        "CREATE INDEX question_by_job ON question (job_id, destination)",
+        """
+        CREATE TABLE committed (
+            output_id INTEGER NOT NULL REFERENCES output (id),
+            destination TEXT NOT NULL,
+            at REAL NOT NULL,
+            PRIMARY KEY (output_id, destination)
+        ) WITHOUT ROWID
+        """,
+        # Storage commitment as SCP: what senders ask of us. ``refs`` is a JSON list of [class, instance].
+        """
+        CREATE TABLE request (
+            id INTEGER PRIMARY KEY,
+            calling_ae TEXT NOT NULL,
+            transaction_uid TEXT NOT NULL,
+            refs TEXT NOT NULL,
+            asked_at REAL NOT NULL,
+            attempt INTEGER NOT NULL DEFAULT 0,
+            not_before REAL NOT NULL DEFAULT 0,
+            closed_at REAL,
+            reason TEXT,
+            UNIQUE (calling_ae, transaction_uid)
+        )
+        """,
+        "CREATE INDEX instance_by_uid ON instance (sop_instance_uid)",
+        """
+        CREATE TABLE purge (
+            job_id INTEGER PRIMARY KEY REFERENCES job (id),
+            at REAL NOT NULL,
+            emptied_at REAL
+        )
+        """,
+    ),
 )
 """Entry n brings a file of schema version n to n + 1. Never edit one that was released: append."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from node import private
+from node.commitment import hear, wire
 from node.destinations.answer import STORE_STATUSES
 from node.outputs import OUTPUTS
 from node.outputs.enhancement_map import LARGEST_STORED, OFFSET_HU
@@ -42,6 +43,24 @@ def test_preferred_transfer_syntaxes_are_in_order():
 @pytest.mark.parametrize("status", STATUSES)
 def test_every_status_the_node_gives_has_a_row(status):
     assert f"| 0x{status:04X} |" in PAGE
+
+
+@pytest.mark.parametrize("status", hear.STATUSES)
+def test_every_status_of_storage_commitment_has_a_row(status):
+    table = PAGE.partition("| commitment status |")[2].partition("\n\n")[0]
+    assert f"| 0x{status:04X} |" in table
+
+
+@pytest.mark.parametrize("row", wire.FAILURE_REASONS.values(), ids=lambda row: f"{row.code:04X}")
+def test_every_failure_reason_is_in_the_line_of_its_cure(row):
+    table = PAGE.partition("| failure reason |")[2].partition("\n\n")[0]
+    words = {
+        "SEND_AGAIN": "sends the instance again",
+        "ASK_AGAIN": "asks again",
+        "PERSON": "asks for a person",
+    }
+    line = next(line for line in table.splitlines() if words[row.cure] in line)
+    assert f"0x{row.code:04X}" in line
 
 
 @pytest.mark.parametrize("row", STORE_STATUSES, ids=lambda row: f"{row.first:04X}")

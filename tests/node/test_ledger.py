@@ -241,7 +241,7 @@ def test_a_late_slice_opens_the_next_generation_with_the_old_slices_and_itself(
     assert [job.generation for job in ledger.find_jobs("1.2.3")] == [1, 2]
 
 
-@pytest.mark.parametrize("past", [s for s in State if s is not State.SUPERSEDED])
+@pytest.mark.parametrize("past", [s for s in State if s not in {State.SUPERSEDED, State.PURGED}])
 def test_a_repeat_never_opens_a_generation(ledger: Ledger, past: State) -> None:
     job_id = walk_to(ledger, past)
     before = ledger.job(job_id)
@@ -249,6 +249,14 @@ def test_a_repeat_never_opens_a_generation(ledger: Ledger, past: State) -> None:
     assert not ledger.record_instance(slice_(ledger, 1), 100.0).is_new
     assert ledger.job(job_id) == before
     assert len(ledger.jobs()) == 1
+
+
+def test_a_repeat_of_what_was_purged_is_kept_again_in_a_generation_of_its_own(ledger: Ledger) -> None:
+    job_id = walk_to(ledger, State.PURGED)
+    assert ledger.record_repeat("1.2.3", "1.2.3.1", f"{1:064x}", 100.0) is None
+    again = ledger.record_instance(slice_(ledger, 1), 100.0)
+    assert (again.is_new, again.generation, again.superseded_job_id) == (True, 2, job_id)
+    assert [i.sop_instance_uid for i in ledger.instances(again.job_id)] == ["1.2.3.1"]
 
 
 def walk_to(ledger: Ledger, target: State) -> int:

@@ -48,6 +48,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def a_slice_comes(self, series: str, number: int, sha256: str) -> None:
         self.now += 1
         before = self.living(series)
+        if before is not None and before.state is State.PURGED:  # what it held is gone
+            for key in [key for key in self.first_bytes if key[0] == series]:
+                del self.first_bytes[key]
         answer = self.ledger.record_instance(received(series, number, sha256), self.now)
         held = self.first_bytes.get((series, number))
         if held is None:
@@ -55,9 +58,6 @@ class LedgerMachine(RuleBasedStateMachine):
             self.first_bytes[(series, number)] = sha256
             late = before is not None and before.state is not State.RECEIVING
             assert (answer.superseded_job_id is not None) == late
-            if late and before and before.state is State.PURGED:
-                for key in [key for key in self.first_bytes if key[0] == series and key[1] != number]:
-                    del self.first_bytes[key]
         else:
             assert (answer.is_new, answer.conflict) == (False, held != sha256)
             assert before is not None and answer.job_id == before.id
