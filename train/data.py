@@ -23,7 +23,9 @@ from engine.phantom import LABELS, PhantomOptions, make_phantom
 from engine.volume import Float32
 from train.config import DataConfig
 from train.disk import save_array
+from train.real import data_digest as folder_digest
 from train.real import folder_pairs
+from train.real import split_digest as folder_split_digest
 
 ENHANCING = (
     "aorta", "portal_vein", "liver", "spleen", "renal_cortex", "pancreas", "ivc", "hepatic_veins",
@@ -88,16 +90,16 @@ def training_pairs(
 ) -> Pairs:
     """The pairs stage 1 and 2 learn from; makes and caches what is missing."""
     if config.source == "folder":
-        return Pairs(config, [_open_case(stem) for stem in folder_pairs(config, cache)[:-1]])
+        return Pairs(config, [_open_case(stem) for stem in folder_pairs(config, cache, "train")])
     seeds = range(config.first_seed, config.first_seed + config.phantoms)
     return Pairs(config, _phantom_cases(config, cache, seeds, on_case))
 
 
 def validation_pairs(config: DataConfig, cache: Path) -> Pairs:
-    """A few cases never learnt from, for the curve in TensorBoard. With folders: the last case."""
+    """A few cases never learnt from, for the curve in TensorBoard."""
     quiet = config.model_copy(update={"extra_noise_hu": 0.0})
     if config.source == "folder":
-        return Pairs(quiet, [_open_case(stem) for stem in folder_pairs(config, cache)[-1:]])
+        return Pairs(quiet, [_open_case(stem) for stem in folder_pairs(config, cache, "validation")])
     seeds = range(config.validation_seed, config.validation_seed + config.validation_phantoms)
     return Pairs(quiet, _phantom_cases(config, cache, seeds))
 
@@ -117,11 +119,37 @@ def _phantom_cases(
     return [_open_phantom_case(folder, seed, config) for seed in seeds]
 
 
+def data_digest(config: DataConfig) -> str:
+    """Sha256 of what a run learns from: the bytes of every volume, or all that phantoms are drawn from.
+
+    Raises PairsUnusable where the configured folder cannot be used.
+    """
+    if config.source == "folder":
+        return folder_digest(config)
+    return _sha256({"phantoms": phantom_digest(config), "phase": config.phase, "seeds": _seeds(config)})
+
+
+def split_digest(config: DataConfig) -> str:
+    """Sha256 of who is learnt from and who is only watched: patients and sides, or seeds."""
+    return folder_split_digest(config) if config.source == "folder" else _sha256(_seeds(config))
+
+
+def _seeds(config: DataConfig) -> dict[str, list[int]]:
+    return {
+        "train": [config.first_seed, config.phantoms],
+        "validation": [config.validation_seed, config.validation_phantoms],
+    }
+
+
+def _sha256(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
 def phantom_digest(config: DataConfig) -> str:
     """Names the cache folder: the phantom's version and every option that changes its voxels."""
     keys = ("spacing_mm", "phantom_shape", "noise_hu", "scale_jitter", "misregistration_mm")
     options = {"version": PHANTOM_VERSION} | {key: getattr(config, key) for key in keys}
-    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
+    return _sha256(options)[:16]
 
 
 def _make_phantom_case(config: DataConfig, folder: Path, seed: int) -> None:

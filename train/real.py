@@ -1,13 +1,14 @@
-"""Pairs of real patients: volumes written by ``s2node convert``, brought onto the model grid, kept as int16.
+"""Pairs of patients from a folder, brought onto the model grid, kept as int16.
 
-``pairs.tsv`` in the data folder says which volume is which, since a converted volume carries no header::
+``pairs.tsv``, as ``s2node train prepare`` writes it, says which volume is which::
 
-    ncct       arterial   venous
-    case-0001  case-0002  case-0003
+    ncct                   arterial                   venous  patient  split
+    pairs/p1/s1/ncct.nii.gz  pairs/p1/s1/arterial.nii.gz  -       p1       train
 
-An entry is a folder holding ``ct.nii.gz`` or a volume file, relative to ``pairs.tsv``; a phase a patient does
-not have is ``-``. The enhanced volume is resampled onto the NCCT's own grid by the scanner's coordinates:
-register beforehand where the patient moved. The last row is held out for validation.
+An entry is a volume file or a folder holding ``ct.nii.gz``, relative to ``pairs.tsv``; a phase that is
+missing is ``-``. Columns of other names are let be. Written by hand, ``split`` may be left out: then the last
+row is held out for validation, and ``patient`` may be left out too: then each row is a patient. The enhanced
+volume is resampled onto the NCCT's grid by the coordinates both have: ``prepare`` registers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from engine.grid import model_grid, to_model, whole
 from engine.volume import Float32, Geometry, Vec3, Volume
 from train.config import DataConfig
 from train.disk import save_array
+from train.split import SIDES, PatientOnTwoSides, Side, check_sides
 
 LIST = "pairs.tsv"
 ABSENT = "-"
@@ -38,18 +41,70 @@ class PairsUnusable(Exception):
     """The configured source cannot supply pairs; says which file and why."""
 
 
-def folder_pairs(config: DataConfig, cache: Path) -> list[Path]:
-    """Stems of cases, ``<stem>.npy`` (ncct, phase) and ``<stem>.centres.npy``; prepares what is missing.
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One line of the list: the files of NCCT and phase, whose they are, and the side of the split."""
 
-    Raises PairsUnusable where the list or a volume cannot be used, or fewer than two patients are left.
+    ncct: Path
+    phase: Path
+    patient: str
+    side: Side
+
+
+def folder_pairs(config: DataConfig, cache: Path, side: Side) -> list[Path]:
+    """Stems of one side's cases, ``<stem>.npy`` (ncct, phase) and ``<stem>.centres.npy``; made if missing.
+
+    Raises PairsUnusable where the list or a volume cannot be used, or the side is empty.
     """
-    folder = Path(config.folder)
-    rows = _read_list(folder / LIST, config.phase)
-    if len(rows) < 2:
+    rows = listed_pairs(config)
+    chosen = [row for row in rows if row.side == side]
+    if not chosen:
         raise PairsUnusable(
-            f"{folder / LIST}: {len(rows)} patients with {config.phase}; at least 2 are needed"
+            f"{Path(config.folder) / LIST}: {len(rows)} pairs with {config.phase}, none of them for {side}; "
+            "more patients or another split are needed"
         )
-    return [_prepare(config, cache, source, target) for source, target in rows]
+    return [_prepare(config, cache, row.ncct, row.phase) for row in chosen]
+
+
+def listed_pairs(config: DataConfig) -> list[Pair]:
+    """Every pair of ``config.phase`` in the list. Raises PairsUnusable, for a patient on two sides too."""
+    file = Path(config.folder) / LIST
+    lines = _read_list(file, config.phase)
+    sides = [line.get("split") or "train" for line in lines]
+    if lines and "split" not in lines[0]:
+        sides[-1] = "validation"
+    if unknown := sorted(set(sides) - set(SIDES)):
+        raise PairsUnusable(f"{file}: split {unknown[0]!r} is none of {', '.join(SIDES)}")
+    patients = [line.get("patient") or f"line {n}" for n, line in enumerate(lines, 2)]
+    try:
+        check_sides(zip(patients, sides, strict=True))
+    except PatientOnTwoSides as error:
+        raise PairsUnusable(f"{file}: {error}") from None
+    return [
+        Pair(
+            _volume_file(file.parent / line["ncct"]),
+            _volume_file(file.parent / line[config.phase]),
+            who,
+            side,
+        )  # type: ignore[arg-type]
+        for line, who, side in zip(lines, patients, sides, strict=True)
+    ]
+
+
+def data_digest(config: DataConfig) -> str:
+    """Sha256 of the bytes of every volume of the configured phase, whatever the files are called."""
+    try:
+        files = sorted({file for row in listed_pairs(config) for file in (row.ncct, row.phase)})
+        contents = sorted(_content_digest(file) for file in files)
+    except OSError as error:
+        raise PairsUnusable(f"{error.filename}: {error.strerror}") from error
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+
+
+def split_digest(config: DataConfig) -> str:
+    """Sha256 of who is on which side."""
+    rows = sorted({(row.patient, row.side) for row in listed_pairs(config)})
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def read_volume(path: Path) -> Volume:
@@ -102,19 +157,23 @@ def _prepare(config: DataConfig, cache: Path, source: Path, target: Path) -> Pat
     return stem
 
 
-def _read_list(file: Path, phase: str) -> list[tuple[Path, Path]]:
+def _content_digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_list(file: Path, phase: str) -> list[dict[str, str]]:
+    """The lines that have both volumes."""
     try:
         with file.open(newline="") as stream:
             rows = list(csv.DictReader(stream, delimiter="\t"))
     except OSError as error:
         raise PairsUnusable(f"{file}: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise PairsUnusable(f"{file}: {error}") from error
     if rows and not {"ncct", phase} <= rows[0].keys():
         raise PairsUnusable(f"{file}: columns {sorted(rows[0])} lack ncct or {phase}")
-    return [
-        (_volume_file(file.parent / row["ncct"]), _volume_file(file.parent / row[phase]))
-        for row in rows
-        if ABSENT not in (row["ncct"], row[phase])
-    ]
+    return [row for row in rows if not {ABSENT, "", None} & {row["ncct"], row[phase]}]
 
 
 def _volume_file(entry: Path) -> Path:

@@ -12,7 +12,15 @@ import torch
 from engine.volume import Geometry, Volume
 from train import data as data_module
 from train.config import DataConfig
-from train.data import Pairs, phantom_digest, to_unit, training_pairs, validation_pairs
+from train.data import (
+    Pairs,
+    data_digest,
+    phantom_digest,
+    split_digest,
+    to_unit,
+    training_pairs,
+    validation_pairs,
+)
 from train.real import PairsUnusable, folder_pairs, onto, read_volume
 
 SMALL = DataConfig(
@@ -141,7 +149,7 @@ def test_real_pairs_are_resampled_to_the_models_spacing(converted: Path, tmp_pat
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"phase": "arterial"}, "0 patients with arterial"),
+        ({"phase": "arterial"}, "0 pairs with arterial, none of them for train"),
         ({"crop": (8, 64, 64)}, "less than a crop"),
         ({"folder": "/nowhere"}, "pairs.tsv: No such file"),
     ],
@@ -150,22 +158,22 @@ def test_what_cannot_be_paired_is_said(
     converted: Path, tmp_path: Path, change: dict[str, object], words: str
 ) -> None:
     with pytest.raises(PairsUnusable, match=words):
-        folder_pairs(real(converted, **change), tmp_path / "cache")
+        folder_pairs(real(converted, **change), tmp_path / "cache", "train")
 
 
 def test_a_listed_volume_that_is_not_there_is_named(converted: Path, tmp_path: Path) -> None:
     (converted / "case-0003" / "ct.nii.gz").unlink()
     with pytest.raises(PairsUnusable, match="case-0003"):
-        folder_pairs(real(converted), tmp_path / "cache")
+        folder_pairs(real(converted), tmp_path / "cache", "train")
 
 
 def test_a_list_without_the_phase_and_a_file_that_is_no_volume(converted: Path, tmp_path: Path) -> None:
     (converted / "case-0001" / "ct.nii.gz").write_bytes(b"no volume")
     with pytest.raises(PairsUnusable, match="case-0001"):
-        folder_pairs(real(converted), tmp_path / "cache")
+        folder_pairs(real(converted), tmp_path / "cache", "train")
     (converted / "pairs.tsv").write_text("ncct\tvenous\ncase-0000\tcase-0001\n")
     with pytest.raises(PairsUnusable, match="lack ncct or arterial"):
-        folder_pairs(real(converted, phase="arterial"), tmp_path / "cache")
+        folder_pairs(real(converted, phase="arterial"), tmp_path / "cache", "train")
 
 
 def test_a_volume_keeps_its_place_when_read(tmp_path: Path) -> None:
@@ -177,3 +185,50 @@ def test_a_volume_keeps_its_place_when_read(tmp_path: Path) -> None:
     assert np.allclose(back, volume.hu)
     moved = Geometry((2, 3, 4), (3.0, 2.0, 1.0), origin_mm=(500.0, 0.0, 0.0))
     assert (onto(Volume(volume.hu, moved), volume.geometry) == -1024).all()
+
+
+def listed(converted: Path, *rows: str) -> Path:
+    (converted / "pairs.tsv").write_text("\n".join(["ncct\tvenous\tpatient\tsplit", *rows]) + "\n")
+    return converted
+
+
+def test_the_split_column_says_who_is_learnt_from(converted: Path, tmp_path: Path) -> None:
+    config = real(listed(
+        converted,
+        "case-0000\tcase-0001\ta\tvalidation",
+        "case-0002\tcase-0003\tb\ttrain",
+        "case-0004\tcase-0005\tc\ttest",
+    ))  # fmt: skip
+    sides = ("train", "validation", "test")
+    stems = [folder_pairs(config, tmp_path / "cache", side) for side in sides]
+    assert [len(side) for side in stems] == [1, 1, 1]
+    assert len({stem for side in stems for stem in side}) == 3
+    assert len(training_pairs(config, tmp_path / "cache").cases) == 1
+
+
+def test_a_patient_on_two_sides_of_the_list_is_refused(converted: Path, tmp_path: Path) -> None:
+    rows = ("case-0000\tcase-0001\tanna\ttrain", "case-0002\tcase-0003\tanna\ttest")
+    with pytest.raises(PairsUnusable, match="patient anna is on two sides, train and test"):
+        folder_pairs(real(listed(converted, *rows)), tmp_path / "cache", "train")
+    with pytest.raises(PairsUnusable, match="split 'holdout' is none of train"):
+        folder_pairs(real(listed(converted, "case-0000\tcase-0001\ta\tholdout")), tmp_path / "cache", "train")
+
+
+def test_the_digests_follow_the_voxels_and_the_sides(converted: Path) -> None:
+    rows = ("case-0000\tcase-0001\ta\ttrain", "case-0002\tcase-0003\tb\tvalidation")
+    config = real(listed(converted, *rows))
+    data, split = data_digest(config), split_digest(config)
+    listed(converted, rows[0], rows[1].replace("validation", "test"))
+    assert data_digest(config) == data
+    assert split_digest(config) != split
+    write(converted / "case-0001" / "ct.nii.gz", np.zeros((16, 44, 44)), (3.0, 1.5, 1.5), (-3.0, -3.0, 0.0))
+    assert data_digest(config) != data
+    with pytest.raises(PairsUnusable, match="No such file"):
+        data_digest(real(converted / "nowhere"))
+
+
+def test_the_digests_of_phantoms_follow_what_they_are_drawn_from() -> None:
+    more = SMALL.model_copy(update={"phantoms": 3})
+    assert split_digest(more) != split_digest(SMALL)
+    assert data_digest(SMALL.model_copy(update={"phase": "arterial"})) != data_digest(SMALL)
+    assert data_digest(SMALL) == data_digest(SMALL.model_copy(update={"crop": (4, 16, 16)}))
