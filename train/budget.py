@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +37,21 @@ class Budget:
     def left_s(self) -> float:
         """Seconds to go at the pace so far; infinite before the first step."""
         return self.elapsed_s * (1 / self.progress - 1) if self.elapsed_s and self.progress else math.inf
+
+
+@dataclass(slots=True)
+class Every:
+    """Says yes when ``minutes`` have passed since it last did; with 0 minutes never."""
+
+    minutes: float
+    last: float = field(default_factory=time.monotonic)
+
+    def __call__(self) -> bool:
+        """Whether it is time again."""
+        due = bool(self.minutes) and time.monotonic() - self.last > 60 * self.minutes
+        if due:
+            self.last = time.monotonic()
+        return due
 
 
 def learning_rate(config: OptimiserConfig, progress: float) -> float:

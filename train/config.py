@@ -27,6 +27,13 @@ class TrainConfigInvalid(Exception):
         super().__init__(f"{file}: {problems}")
 
 
+class ExtraMissing(TrainConfigInvalid):
+    """A key asks for a package that is not installed; says which key, and how to install it."""
+
+    def __init__(self, key: str, package: str, extra: str) -> None:
+        Exception.__init__(self, f"{key} needs {package}: pip install 's2node[{extra}]', or leave it empty")
+
+
 class DataConfig(Frozen):
     """Where pairs come from and how a training crop is cut from them."""
 
@@ -88,6 +95,8 @@ class LoopConfig(Frozen):
     checkpoint_minutes: PositiveFloat = 5.0
     log_steps: PositiveInt = 25
     validation_crops: PositiveInt = 8
+    recompute: bool = False
+    """Gradient checkpointing: less memory for about a third more time; no number changes."""
 
 
 class QuantizerConfig(Frozen):
@@ -259,11 +268,29 @@ class BundleConfig(Frozen):
     licence: str = "undecided"
 
 
+class RecordConfig(Frozen):
+    """What a run leaves for people besides checkpoint and card; no number depends on it."""
+
+    picture_minutes: Weight = 10.0
+    """Sample pictures at most this often, with a checkpoint, and at the end; 0 draws none."""
+    pictures: PositiveInt = 2
+    """Held-out crops a picture shows; no more than ``loop.validation_crops``."""
+    mlflow: str = ""
+    """URI of an MLflow server or folder, besides TensorBoard; needs the extra ``mlflow``."""
+    experiment: str = "s2node"
+    """MLflow's experiment."""
+
+
+UNFELT: dict[str, Any] = {"loop": {"recompute"}}
+"""Keys of a stage's section that no number depends on and that came after the first checkpoints."""
+
+
 class RunConfig(Frozen):
     """What every method is told; a method's own class adds a field for each of its stages, named like it."""
 
     data: DataConfig = DataConfig()
     bundle: BundleConfig = BundleConfig()
+    record: RecordConfig = RecordConfig()
 
     stands_on: ClassVar[dict[str, tuple[str, ...]]] = {}
     """Stages whose numbers depend on sections besides ``data`` and their own."""
@@ -276,8 +303,9 @@ class RunConfig(Frozen):
 
     def digest(self, stage: str) -> str:
         """Sha256 of every key that the numbers of this stage depend on."""
-        parts = {"data", stage, *self.stands_on.get(stage, ())}
-        return hashlib.sha256(self.model_dump_json(include=parts).encode()).hexdigest()
+        stages = {stage, *self.stands_on.get(stage, ())}
+        text = self.model_dump_json(include={"data", *stages}, exclude=dict.fromkeys(stages, UNFELT))
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 class TrainConfig(RunConfig):

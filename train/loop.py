@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,11 @@ from torch.optim import Optimizer
 
 from train import checkpoint as ckpt
 from train import ranks
-from train.budget import Budget, StopRequest, learning_rate, stop_on_signal
+from train.budget import Budget, Every, StopRequest, learning_rate, stop_on_signal
 from train.config import LoopConfig, OptimiserConfig, RunConfig
-from train.data import Pairs, training_pairs, validation_pairs
-from train.run import Monitor, machine, now_utc, write_card
+from train.data import Pairs, data_digest, split_digest, training_pairs, validation_pairs
+from train.pictures import Sample, draw_samples
+from train.run import Monitor, commit, machine, now_utc, peak_memory, write_card
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,12 @@ class Run:
     batches: Batches
     held_out: Pairs
     monitor: Monitor
-    file: Path
+    out: Path
+
+    @property
+    def file(self) -> Path:
+        """The checkpoint."""
+        return self.out / ckpt.NAME
 
 
 def train(
@@ -103,21 +109,21 @@ def train(
 
     Raises CheckpointUnusable where there is nothing to resume, or something would be overwritten.
     """
+    config, budget, started = plan.config, Budget(plan.loop), now_utc()
     fabric = start(plan.loop)
     out.mkdir(parents=True, exist_ok=True)
-    file, started, budget = out / ckpt.NAME, now_utc(), Budget(plan.loop)
     method = build(fabric)
-    pick_up(file, resume, plan, method, budget)
-    pairs = training_pairs(plan.config.data, cache, lambda n, of: log.info("case %d of %d", n, of))
-    held_out = validation_pairs(plan.config.data, cache)
-    batches = method.begin(pairs, resume)
-    with Monitor(out, budget, plan.title, fabric.is_global_zero) as monitor, stop_on_signal() as stop:
-        run = Run(plan, fabric, method, budget, batches, held_out, monitor, file)
-        steps(run, stop)
+    pick_up(out / ckpt.NAME, resume, plan, fabric, method, budget)
+    with Monitor(out, budget, plan.title, config.record, fabric.is_global_zero) as monitor:
+        pairs = training_pairs(config.data, cache, lambda n, of: log.info("case %d of %d", n, of))
+        held_out = validation_pairs(config.data, cache)
+        run = Run(plan, fabric, method, budget, method.begin(pairs, resume), held_out, monitor, out)
+        with stop_on_signal() as stop:
+            steps(run, stop)
     if fabric.is_global_zero:
         write_card(out, card(run, pairs, started))
     fabric.barrier()
-    return file
+    return run.file
 
 
 def start(loop: LoopConfig) -> Fabric:
@@ -143,15 +149,15 @@ def _places() -> dict[str, Any]:
 
 def steps(run: Run, stop: StopRequest) -> None:
     """Steps until the budget is spent; a checkpoint every few minutes, at the end and on request."""
-    saved = time.monotonic()
+    save_due = Every(run.plan.loop.checkpoint_minutes)
+    picture_due = Every(run.plan.config.record.picture_minutes)
     while not ranks.any_of(run.budget.spent or bool(stop), run.fabric.device):
         values = one_step(run)
         if run.budget.step % run.plan.loop.log_steps == 0:
             run.monitor.record(shared(run, values))
-        if time.monotonic() - saved > 60 * run.plan.loop.checkpoint_minutes:
-            keep(run)
-            saved = time.monotonic()
-    keep(run)
+        if save_due():
+            keep(run, with_picture=picture_due())
+    keep(run, with_picture=run.plan.config.record.picture_minutes > 0)
 
 
 def one_step(run: Run) -> dict[str, Tensor]:
@@ -171,24 +177,39 @@ def shared(run: Run, values: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: float(ranks.mean(run.fabric.to_device(value))) for name, value in values.items()}
 
 
-def keep(run: Run) -> None:
+def keep(run: Run, with_picture: bool) -> None:
     """Measure the held-out crops and write the checkpoint of this moment; rank 0's business alone."""
     if not run.fabric.is_global_zero:
         return
-    run.monitor.record(validate(run))
-    save(run.file, run.plan, run.method, run.budget)
+    samples = held_out_samples(run)
+    run.monitor.record(validate(samples))
+    save(run)
+    if with_picture:
+        record, step = run.plan.config.record, run.budget.step
+        file = run.out / "pictures" / f"step-{step:07d}.png"
+        shown = samples[: record.pictures]
+        draw_samples(file, shown, run.plan.config.data.window_hu, f"{run.plan.title}, step {step}")
+        run.monitor.picture(file)
 
 
 @torch.no_grad()
-def validate(run: Run) -> dict[str, float]:
-    """PSNR (range = window) on fixed crops of cases never learnt from: source as is and every prediction."""
-    count = run.plan.loop.validation_crops
-    sums: dict[str, float] = {}
-    for i in range(count):
+def held_out_samples(run: Run) -> list[Sample]:
+    """Fixed crops of cases never learnt from, and what the method makes of them."""
+    samples = []
+    for i in range(run.plan.loop.validation_crops):
         x_n, x_c = (run.fabric.to_device(x) for x in run.held_out.batch(1, i, 1))
-        for name, x in ({"identity": x_n} | run.method.show(x_n, x_c, seed=i)).items():
-            sums[name] = sums.get(name, 0.0) + psnr(x, x_c)
-    return {f"psnr/{name}": value / count for name, value in sums.items()}
+        shown = run.method.show(x_n, x_c, seed=i)
+        samples.append(Sample(x_n.cpu(), x_c.cpu(), {name: x.cpu() for name, x in shown.items()}))
+    return samples
+
+
+def validate(samples: Sequence[Sample]) -> dict[str, float]:
+    """Mean PSNR (range = window) of the source as it is and of every prediction."""
+    sums: dict[str, float] = {}
+    for sample in samples:
+        for name, x in ({"identity": sample.x_n} | sample.shown).items():
+            sums[name] = sums.get(name, 0.0) + psnr(x, sample.x_c)
+    return {f"psnr/{name}": value / len(samples) for name, value in sums.items()}
 
 
 def psnr(x: Tensor, reference: Tensor) -> float:
@@ -207,11 +228,13 @@ def set_rate(optimiser: Optimizer, config: OptimiserConfig, progress: float) -> 
 def descend(fabric: Fabric, network: nn.Module, optimiser: Optimizer, clip: float) -> Tensor:
     """Clip and step, unless a gradient is not a number; returns 1 where the step was skipped.
 
+    fp16's scaler skips by itself, and has to be asked for a step to come down from what overflowed.
+
     oneDNN's bf16 convolutions now and then give a weight gradient of NaN (seen with 40 channels, torch 2.13).
     """
     norm = fabric.clip_gradients(network, optimiser, max_norm=clip, error_if_nonfinite=False)
     finite = norm is None or bool(torch.isfinite(norm))
-    if finite:
+    if finite or fabric.strategy.precision.state_dict():
         optimiser.step()
     return torch.tensor(0.0 if finite else 1.0, device=fabric.device)
 
@@ -234,7 +257,7 @@ def count_parameters(parts: Mapping[str, nn.Module]) -> dict[str, int]:
     return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
 
 
-def pick_up(file: Path, resume: bool, plan: Plan, method: Method, budget: Budget) -> None:
+def pick_up(file: Path, resume: bool, plan: Plan, fabric: Fabric, method: Method, budget: Budget) -> None:
     """Resume from ``file``, or see that nothing there would be overwritten. Raises CheckpointUnusable."""
     if not resume:
         if file.exists():
@@ -243,14 +266,16 @@ def pick_up(file: Path, resume: bool, plan: Plan, method: Method, budget: Budget
     found = ckpt.load(file, plan.stage)
     ckpt.require_same(file, found, plan.config.digest(plan.stage))
     method.restore(found.states)
+    fabric.strategy.precision.load_state_dict(dict(found.extras.get("precision", {})))
     budget.step, budget.elapsed_s = found.step, found.elapsed_s
     ckpt.restore_rng(found.rng)
 
 
-def save(file: Path, plan: Plan, method: Method, budget: Budget) -> None:
-    """Write the checkpoint of this moment."""
+def save(run: Run) -> None:
+    """Write the checkpoint of this moment; ``extras`` has the state of fp16's scaler."""
+    plan, budget, precision = run.plan, run.budget, run.fabric.strategy.precision.state_dict()
     ckpt.save(
-        file,
+        run.file,
         ckpt.Checkpoint(
             stage=plan.stage,
             config=plan.config.model_dump_json(),
@@ -259,8 +284,9 @@ def save(file: Path, plan: Plan, method: Method, budget: Budget) -> None:
             elapsed_s=budget.elapsed_s,
             total_steps=budget.loop.steps,
             max_minutes=budget.loop.max_minutes,
-            states=method.states(),
+            states=run.method.states(),
             rng=ckpt.rng_state(),
+            extras={"precision": precision} if precision else {},
         ),
     )
 
@@ -268,6 +294,7 @@ def save(file: Path, plan: Plan, method: Method, budget: Budget) -> None:
 def card(run: Run, pairs: Pairs, started: str) -> dict[str, Any]:
     """The run card: what was trained, on what, for how long, how it ended."""
     config, budget = run.plan.config, run.budget
+    seconds = budget.elapsed_s / max(budget.step, 1)
     return {
         "stage": run.plan.stage,
         "phase": config.data.phase,
@@ -275,11 +302,17 @@ def card(run: Run, pairs: Pairs, started: str) -> dict[str, Any]:
         "config_digest": config.digest(run.plan.stage),
         "steps": budget.step,
         "minutes": round(budget.elapsed_s / 60, 2),
+        "seconds_a_step": round(seconds, 4),
+        "seeds": {"loop": run.plan.loop.seed, "first_case": config.data.first_seed},
+        "commit": commit(),
+        "ranks": ranks.world(),
         "finished": budget.spent,
         "started": started,
         "ended": now_utc(),
         "latest": run.monitor.latest,
+        "data": {"digest": data_digest(config.data), "split_digest": split_digest(config.data)},
         "training_cases": len(pairs.cases),
         "validation_cases": len(run.held_out.cases),
         "machine": machine(),
+        "peak_memory": peak_memory(),
     } | run.method.facts()

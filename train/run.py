@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import platform
+import resource
+import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,20 +17,45 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from torch.utils.tensorboard import SummaryWriter
 
 from train.budget import Budget
+from train.config import RecordConfig
+from train.recorders import Recorder, open_recorders
 
-PACKAGES = ("torch", "monai", "lightning", "numpy")
+PACKAGES = ("s2node", "torch", "monai", "lightning", "numpy", "SimpleITK")
 log = logging.getLogger(__name__)
 
 
 def machine() -> dict[str, Any]:
     """What ran, without naming the host."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"cpu": _cpu_model(), "cpus": os.cpu_count(), "python": platform.python_version()} | versions
+    gpus = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    cpus = {"cpu": _cpu_model(), "cpus": os.cpu_count()}
+    return cpus | gpus | {"python": platform.python_version()} | versions
+
+
+def peak_memory() -> dict[str, float]:
+    """GiB: the most this process held, and the most tensors held on the GPU where there is one."""
+    peak = {"process_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}
+    if torch.cuda.is_available():
+        peak["gpu_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    return peak
+
+
+def commit() -> str | None:
+    """Of the code that runs, with ``+`` where files differ from it; None outside a git work tree."""
+    here = Path(__file__).parent
+    try:
+        revision = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
+            cwd=here, capture_output=True, text=True, check=True, timeout=30,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return revision.stdout.strip()
 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
@@ -45,22 +72,23 @@ def now_utc() -> str:
 
 @dataclass(slots=True)
 class Monitor:
-    """Shows and records a stage's numbers: a bar on a terminal, else a line at times; TensorBoard always."""
+    """Shows a stage's numbers (a bar on a terminal, else a line at times) and hands them to the recorders."""
 
     folder: Path
     budget: Budget
     title: str
+    config: RecordConfig = field(default_factory=RecordConfig)
     speaks: bool = True
     """False on every rank but the first."""
     latest: dict[str, float] = field(default_factory=dict)
-    _writer: SummaryWriter | None = None
+    _recorders: list[Recorder] = field(default_factory=list)
     _progress: Progress | None = None
     _last_line: float = 0.0
 
     def __enter__(self) -> Self:
         if not self.speaks:
             return self
-        self._writer = SummaryWriter(self.folder / "tensorboard")
+        self._recorders = open_recorders(self.folder, self.config, self.title)
         console = Console(stderr=True)
         if console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
@@ -74,18 +102,22 @@ class Monitor:
     ) -> None:
         if self._progress:
             self._progress.stop()
-        if self._writer:
-            self._writer.close()
+        for recorder in self._recorders:
+            recorder.close()
 
     def record(self, values: Mapping[str, float]) -> None:
         """Write the numbers of this step."""
         self.latest.update(values)
-        if not self.speaks:
-            return
-        for name, value in values.items():
-            if self._writer:
-                self._writer.add_scalar(name, value, self.budget.step)
-        self._show()
+        for recorder in self._recorders:
+            for name, value in values.items():
+                recorder.scalar(name, value, self.budget.step)
+        if self.speaks:
+            self._show()
+
+    def picture(self, file: Path) -> None:
+        """Hand a drawn sample picture on."""
+        for recorder in self._recorders:
+            recorder.picture("samples", file, self.budget.step)
 
     def _show(self) -> None:
         text = " ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in self.latest.items())

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
 
 from train import checkpoint as ckpt
 from train import loop
+from train import run as run_module
 from train.config import TrainConfig
-from train.data import training_pairs
+from train.data import data_digest, split_digest, training_pairs
 from train.s2ldm import train_autoencoder as one
 from train.s2ldm import train_diffusion as two
 
@@ -75,7 +80,53 @@ def test_the_run_card_names_what_was_run_and_no_machine(trained: Any) -> None:
     assert card["stage_one"]["steps"] == trained.config.autoencoder.loop.steps
     assert card["steps"] == trained.config.diffusion.loop.steps
     assert os.uname().nodename not in json.dumps(card) or len(os.uname().nodename) < 4
+    assert card["seeds"]["loop"] == trained.config.diffusion.loop.seed
+    assert card["machine"]["torch"] == torch.__version__
+    assert card["data"]["digest"] == data_digest(trained.config.data)
+    assert card["data"]["split_digest"] == split_digest(trained.config.data)
+    assert card["seconds_a_step"] > 0
+    assert card["peak_memory"]["process_gib"] > 0
     assert list((trained.stage_two / "tensorboard").iterdir())
+    assert not (trained.stage_two / "pictures").exists()
+
+
+def test_the_commit_is_named_inside_a_work_tree_and_absent_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    monkeypatch.setattr(run_module, "__file__", str(inside / "run.py"))
+    assert run_module.commit() is None
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for words in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "m"]):
+        subprocess.run(["git", *words], cwd=inside, check=True)
+    assert re.fullmatch("[0-9a-f]{40}", run_module.commit() or "")
+
+
+def test_a_run_leaves_pictures_where_they_are_asked_for(trained: Any, tmp_path: Path) -> None:
+    values = changed(trained.config, 2).model_dump() | {"record": {"picture_minutes": 5.0}}
+    one.train_autoencoder(TrainConfig.model_validate(values), tmp_path / "one", trained.cache)
+    assert [f.name for f in (tmp_path / "one" / "pictures").iterdir()] == ["step-0000002.png"]
+
+
+def scaled(network: torch.nn.Module) -> tuple[Fabric, Any, Any]:
+    """fp16 with its gradient scaler, which Fabric by itself offers on GPUs alone."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    fabric = Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler))
+    network, optimiser = fabric.setup(network, torch.optim.AdamW(network.parameters(), lr=0.1))
+    return fabric, network, optimiser
+
+
+def test_the_scaler_of_fp16_comes_down_after_an_overflow_and_training_goes_on() -> None:
+    fabric, network, optimiser = scaled(torch.nn.Linear(1, 1, bias=False))
+    weight = network.module.weight.detach().clone()
+    for factor, skipped in ((float("inf"), 1.0), (1.0, 0.0)):
+        optimiser.zero_grad()
+        fabric.backward(network(torch.ones(1, 1)).float().sum() * factor)
+        assert float(loop.descend(fabric, network, optimiser, clip=1.0)) == skipped
+        assert torch.equal(network.module.weight, weight) == bool(skipped)
+    assert fabric.strategy.precision.state_dict()["scale"] == 2.0**15
 
 
 def test_stage_one_stays_bit_equal_in_stage_two(trained: Any) -> None:

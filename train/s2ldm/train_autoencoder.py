@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from train.config import AdversarialConfig, TrainConfig
 from train.data import Pairs
 from train.loop import Plan, count_parameters, descend, measuring_gradients, set_rate, train
+from train.recompute import recompute
 from train.s2ldm import losses
 from train.s2ldm.autoencoder import StageOne, SyncreticAutoencoder
 from train.s2ldm.quantizer import perplexity
@@ -44,6 +45,8 @@ def build(config: TrainConfig, fabric: Fabric) -> AutoencoderTraining:
     autoencoder = SyncreticAutoencoder(this).to(memory_format=torch.channels_last_3d)
     optimiser = AdamW(autoencoder.parameters(), o.lr, o.betas, weight_decay=o.weight_decay)
     ema = AveragedModel(autoencoder, multi_avg_fn=get_ema_multi_avg_fn(this.loop.ema))
+    if this.loop.recompute:
+        recompute([*autoencoder.encoder.blocks, *autoencoder.decoder.blocks])
     autoencoder, optimiser = fabric.setup(autoencoder, optimiser)
     critic, critic_optimiser = None, None
     if this.adversarial.weight > 0:

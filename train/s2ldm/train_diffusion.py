@@ -26,6 +26,7 @@ from train import checkpoint as ckpt
 from train.config import TrainConfig
 from train.data import Pairs
 from train.loop import Plan, count_parameters, descend, set_rate, train
+from train.recompute import recompute
 from train.s2ldm.autoencoder import SyncreticAutoencoder
 from train.s2ldm.denoiser import Denoiser
 from train.s2ldm.formulation import loss, pose, sampler_spec
@@ -51,6 +52,8 @@ def build(config: TrainConfig, fabric: Fabric, autoencoder: Path) -> DiffusionTr
     denoiser = Denoiser(this, config.autoencoder).to(memory_format=torch.channels_last_3d)
     optimiser = AdamW(denoiser.parameters(), lr=o.lr, betas=o.betas, weight_decay=o.weight_decay)
     ema = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(this.loop.ema))
+    if this.loop.recompute:
+        recompute([*denoiser.unet.down_blocks, *denoiser.unet.up_blocks])
     denoiser, optimiser = fabric.setup(denoiser, optimiser)
     ema, frozen = fabric.to_device(ema), fabric.to_device(frozen)
     return DiffusionTraining(config, fabric, denoiser, ema, optimiser, frozen, 1.0, stage_one)
