@@ -1,9 +1,10 @@
-"""``s2node train autoencoder | diffusion`` and ``s2node evaluate``; loaded only when named."""
+"""``s2node train STAGE``, ``s2node train METHOD`` and ``s2node evaluate``; loaded only when named."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,8 @@ import typer
 from engine.errors import BundleInvalid, ProviderMissing
 from engine.session import SessionPolicy
 from train.checkpoint import CheckpointUnusable
-from train.config import TrainConfig, TrainConfigInvalid, load_train_config
+from train.config import Phase, TrainConfig, TrainConfigInvalid, load_train_config
+from train.methods import METHODS, Entry
 from train.real import PairsUnusable
 
 EXIT_CONFIG = 78
@@ -21,7 +23,8 @@ HELD_OUT_SEED = 9000
 DEFAULT_CACHE = Path("runs/cache")
 
 app = typer.Typer(
-    help="Train the S²LDM: stage 1 (autoencoder), then stage 2 (diffusion).", no_args_is_help=True
+    help="Train the S²LDM: stage 1 (autoencoder), then stage 2 (diffusion); or a method it is compared with.",
+    no_args_is_help=True,
 )
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="Training configuration, TOML.")]
@@ -65,6 +68,29 @@ def diffusion(
         train_diffusion(_load(config, phase), autoencoder, out, cache, resume)
 
 
+def _method_command(name: str, entry: Entry) -> Callable[..., None]:
+    """The command that trains one comparison method."""
+
+    def train(
+        config: ConfigFile,
+        out: OutFolder = Path("runs") / name,
+        phase: PhaseName = None,
+        cache: CacheFolder = DEFAULT_CACHE,
+        resume: Resume = False,
+    ) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        with _plain_errors():
+            settings = entry.load(config).with_phase(_phase(config, phase))
+            entry.trainer()(settings, out, cache, resume)
+
+    train.__doc__ = entry.summary
+    return train
+
+
+for _name, _entry in METHODS.items():
+    app.command(_name)(_method_command(_name, _entry))
+
+
 def evaluate(
     bundle: Annotated[
         list[Path] | None,
@@ -77,28 +103,49 @@ def evaluate(
         ),
     ] = HELD_OUT_SEED,
     cases: Annotated[int, typer.Option("--cases", min=1, help="How many phantoms.")] = 3,
+    pairs: Annotated[
+        Path | None,
+        typer.Option("--pairs", help="Folder with pairs.tsv: measure its test side instead of phantoms."),
+    ] = None,
     provider: Annotated[
         str, typer.Option("--provider", help="auto, cuda, tensorrt, openvino or cpu.")
     ] = "auto",
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 is every core.")] = 0,
-    picture: Annotated[Path | None, typer.Option("--picture", help="Write a PNG of the first case.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Write a PNG of the first phantom.")
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write a page with tables and pictures, and its rows as JSON beside it."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
 ) -> None:
     """Measure bundles on phantoms that were not used in training, beside the source as it is."""
     from config.load import ConfigError  # noqa: PLC0415
-    from train.evaluate import active_bundles  # noqa: PLC0415
-    from train.evaluate import evaluate as run  # noqa: PLC0415
+    from train import evaluate as evaluation  # noqa: PLC0415
+    from train.cases import folder_cases  # noqa: PLC0415
     from train.report import show_tables, write_picture  # noqa: PLC0415
 
     policy = SessionPolicy.model_validate({"provider": provider, "threads": threads})
+    seeds = [] if pairs else list(range(phantom_seed, phantom_seed + cases))
     try:
-        folders = bundle or active_bundles()
-        result = run(folders, range(phantom_seed, phantom_seed + cases), policy)
+        folders = bundle or evaluation.active_bundles()
+        found = evaluation.run(
+            folders, folder_cases(pairs) if pairs else evaluation.phantom_cases(seeds), policy
+        )
         if picture:
             write_picture(picture, folders, phantom_seed, policy)
     except (ConfigError, BundleInvalid, ProviderMissing) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_CONFIG) from None
+    except PairsUnusable as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(EXIT_FAILED) from None
+    if html:
+        from train.html import write_page  # noqa: PLC0415
+
+        write_page(html, found)
+    result = evaluation.as_json(found) | {"seeds": seeds}
     if as_json:
         typer.echo(json.dumps(result))
     else:
@@ -106,12 +153,13 @@ def evaluate(
 
 
 def _load(file: Path, phase: str | None) -> TrainConfig:
-    config = load_train_config(file)
-    if phase is None:
-        return config
-    if phase not in ("arterial", "venous"):
-        raise TrainConfigInvalid(file, f"--phase {phase!r} is neither arterial nor venous")
-    return config.with_phase(phase)  # type: ignore[arg-type]
+    return load_train_config(file).with_phase(_phase(file, phase))
+
+
+def _phase(file: Path, phase: str | None) -> Phase | None:
+    if phase in ("arterial", "venous", None):
+        return phase  # type: ignore[return-value]
+    raise TrainConfigInvalid(file, f"--phase {phase!r} is neither arterial nor venous")
 
 
 class _plain_errors:  # noqa: N801

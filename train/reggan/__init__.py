@@ -1,0 +1,1 @@
+"""RegGAN (Kong et al. 2021): a translator and a network that forgives misregistration."""
