@@ -1,126 +1,251 @@
 """Bundles, run by the engine as in service, on phantoms that no training has seen.
 
-Every number stands beside the identity's (the source as it is). Organs are compared by their mean HU over the
-phantom's own labels; fat, bone, air and muscle are negative controls, which must not change.
+Every number stands beside the identity's (the source as it is) and the oracle's (the expected image, which
+no method can beat on average). Organs are compared by their mean HU over the phantom's own labels; fat, bone,
+air and muscle are negative controls, which must not change.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 import engine.bundle
 from config.load import load_settings
-from engine.phantom import LABELS, PhantomOptions, make_phantom
-from engine.phantom.phantom import Phantom
-from engine.pipeline import Engine, open_engine
+from engine.body import find_body
+from engine.grid import model_grid
+from engine.phantom import PhantomOptions, make_phantom
+from engine.pipeline import Engine, open_engine, plan_for
 from engine.session import SessionPolicy
+from engine.tiles import TiledAxis
 from engine.volume import Float32, Volume
-from train.metrics import PAPER_WINDOW_HU, Mask, compare
+from train.cases import Case, phantom_case
+from train.measure import ORGANS, Row, Zones, measure
+from train.metrics import PAPER_WINDOW_HU, Mask
+from train.statistics import (
+    Statistic,
+    bootstrap,
+    limits_of_agreement,
+    mean,
+    paired_p,
+    slope,
+    variance_ratio,
+)
 
 SHIPPED = Path(engine.bundle.__file__).parent / "bundles"
-ORGANS = ("aorta", "portal_vein", "liver", "renal_cortex", "spleen", "pancreas", "ivc")
-CONTROLS = ("fat", "bone", "air", "muscle")
-OUTSIDE_BODY = ("air", "table")
+HEADLINE = ("psnr", "ssim", "nmse", "mae_hu")
+"""Body metrics, in the paper's window, that get an interval and a paired test."""
+PLANE_HU = (-200.0, 400.0)
+"""What counts where the planes to show are chosen."""
+FROM_SLOPE = 3
+"""Patients from which on a slope is given."""
 
 Progress = Callable[[str, int, int], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One plane of one case as it is shown: (row, column) HU of source, truth and model."""
+
+    source: Float32
+    truth: Float32
+    made: Float32
+    aspect: float
+    """Height of a pixel against its width."""
+
+
 @dataclass(slots=True)
 class PhaseRows:
-    """What was measured of one phase, a row a case."""
+    """What was measured of one phase: a row a case and method, in the order of ``cases``."""
 
-    identity: list[dict[str, float]] = field(default_factory=list)
-    model: list[dict[str, float]] = field(default_factory=list)
-    organs: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict)
-    """Mean HU of (source, truth, model)."""
-    controls: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict)
-    """(mean change, mean absolute change, true mean change) of the model's output from the source."""
+    facts: dict[str, Any]
+    cases: list[str] = field(default_factory=list)
+    identity: list[Row] = field(default_factory=list)
+    oracle: list[Row] = field(default_factory=list)
+    """Empty where the cases have no oracle."""
+    model: list[Row] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    shown: list[Shown] = field(default_factory=list)
 
 
 def evaluate(
     bundles: Sequence[Path], seeds: Iterable[int], policy: SessionPolicy, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """The issue's JSON: {"phases": {phase: {"identity", "model", "organs", "controls", …}}}."""
-    engines = [open_engine(folder, policy) for folder in bundles]
-    rows = {e.bundle.manifest.phase: PhaseRows() for e in engines}
+    """The JSON of ``s2node evaluate``: {"phases": {phase: {"identity", "model", "organs", …}}, "seeds"}."""
     seeds = list(seeds)
-    for done, seed in enumerate(seeds):
-        phantom = make_phantom(seed, PhantomOptions())
-        for engine_ in engines:
-            measure(engine_, phantom, rows[engine_.bundle.manifest.phase])
-            if progress:
-                progress(engine_.bundle.manifest.phase, done + 1, len(seeds))
-    facts = {e.bundle.manifest.phase: describe(e) for e in engines}
+    return as_json(run(bundles, phantom_cases(seeds), policy, progress, len(seeds))) | {"seeds": seeds}
+
+
+def as_json(phases: Mapping[str, PhaseRows]) -> dict[str, Any]:
+    """Means, spreads, intervals and tests over cases, by phase."""
     return {
-        "phases": {phase: facts[phase] | summary(row) for phase, row in rows.items()},
-        "seeds": seeds,
+        "phases": {phase: rows.facts | summary(rows) for phase, rows in phases.items()},
         "paper_window_hu": PAPER_WINDOW_HU,
     }
 
 
-def measure(engine_: Engine, phantom: Phantom, rows: PhaseRows) -> Float32:
-    """Run one case, add its row, and return the synthesis in HU."""
-    phase = engine_.bundle.manifest.phase
-    source, truth = phantom.phases["ncct"], phantom.phases[phase]
-    synthesis = engine_.synthesize(Volume(source, phantom.geometry), seed=phantom.seed)
-    made = synthesis.volume.hu
-    body = ~np.isin(phantom.labels, [LABELS[name] for name in OUTSIDE_BODY])
-    window = engine_.bundle.manifest.window_hu
-    rows.identity.append(both_windows(source, truth, body, window))
-    rows.model.append(both_windows(made, truth, body, window))
+def phantom_cases(seeds: Iterable[int]) -> Iterator[Case]:
+    """Phantoms of the default grid, one at a time, each with its oracle."""
+    for seed in seeds:
+        yield phantom_case(make_phantom(seed, PhantomOptions()))
+
+
+def run(
+    bundles: Sequence[Path],
+    cases: Iterable[Case],
+    policy: SessionPolicy,
+    progress: Progress | None = None,
+    of: int = 0,
+) -> dict[str, PhaseRows]:
+    """Every bundle on every case that has its phase. ``of`` is how many cases ``progress`` is told of."""
+    engines = [open_engine(folder, policy) for folder in bundles]
+    found = {e.bundle.manifest.phase: PhaseRows(describe(e)) for e in engines}
+    for number, case in enumerate(cases, 1):
+        for engine_ in engines:
+            phase = engine_.bundle.manifest.phase
+            if phase in case.phases:
+                measure_case(engine_, case, found[phase])
+            if progress:
+                progress(phase, number, of)
+    return {phase: rows for phase, rows in found.items() if rows.cases}
+
+
+def measure_case(engine_: Engine, case: Case, rows: PhaseRows) -> Float32:
+    """Run one case, add its rows, and return the synthesis in HU."""
+    synthesis = engine_.synthesize(case.source, seed=case.seed)
     rows.seconds.append(sum(synthesis.seconds.values()))
-    for organ in ORGANS:
-        where = phantom.labels == LABELS[organ]
-        if where.any():
-            means = tuple(float(v[where].mean(dtype=np.float64)) for v in (source, truth, made))
-            rows.organs.setdefault(organ, []).append(means)
-    for control in CONTROLS:
-        where = phantom.labels == LABELS[control]
-        if where.any():
-            rows.controls.setdefault(control, []).append(changes(source, truth, made, where))
-    return made
+    add_case(rows, case, engine_.bundle.manifest.phase, synthesis.volume.hu, overlaps(engine_, case.source))
+    return synthesis.volume.hu
 
 
-def both_windows(
-    x: Float32, reference: Float32, body: Mask, window_hu: tuple[float, float]
-) -> dict[str, float]:
-    """Metrics in the paper's window under their plain names, in the bundle's with ``_bundle_window``."""
-    wide = compare(x, reference, body, window_hu)
-    return compare(x, reference, body, PAPER_WINDOW_HU) | {f"{k}_bundle_window": v for k, v in wide.items()}
+def add_case(rows: PhaseRows, case: Case, phase: str, made: Float32, zones: Zones = ()) -> None:
+    """Measure ``made``, the source as it is and the oracle; keep two planes to show."""
+    window: tuple[float, float] = rows.facts["window_hu"]
+    rows.cases.append(case.name)
+    rows.model.append(measure(case, phase, made, window, zones))
+    rows.identity.append(measure(case, phase, case.source.hu, window, zones))
+    if case.oracle is not None:
+        rows.oracle.append(measure(case, phase, case.oracle.on_source[phase], window, zones))
+    rows.shown += planes(case, phase, made)
 
 
-def changes(source: Float32, truth: Float32, made: Float32, where: Mask) -> tuple[float, float, float]:
-    """Mean, and mean absolute, change of the output from the source; mean change of the truth from it."""
-    change = (made[where] - source[where]).astype(np.float64)
-    true = float(truth[where].mean(dtype=np.float64) - source[where].mean(dtype=np.float64))
-    return float(change.mean()), float(np.abs(change).mean()), true
+def planes(case: Case, phase: str, made: Float32) -> list[Shown]:
+    """The axial and the coronal plane where contrast changes most in the organs, cut to the body."""
+    box = tuple(_extent(case.body.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
+    source, truth, x = (hu[box] for hu in (case.source.hu, case.phases[phase], made))
+    rise = np.abs(np.clip(truth, *PLANE_HU) - np.clip(source, *PLANE_HU)) * _of_interest(case)[box]
+    z, y = int(rise.sum(axis=(1, 2)).argmax()), int(rise.sum(axis=(0, 2)).argmax())
+    along, down, across = case.source.geometry.spacing_mm
+    return [
+        Shown(source[z].copy(), truth[z].copy(), x[z].copy(), down / across),
+        Shown(source[::-1, y].copy(), truth[::-1, y].copy(), x[::-1, y].copy(), along / across),
+    ]
+
+
+def _of_interest(case: Case) -> Mask:
+    """The organs that are measured; where no labels are known, the body."""
+    organs = [where for name in ORGANS if (where := case.region(name)) is not None]
+    return np.logical_or.reduce(organs) if organs else case.body
+
+
+def _extent(line: Mask) -> slice:
+    """From the first to the last voxel of a line that is set; the whole line where none is."""
+    where = np.flatnonzero(line)
+    return slice(int(where[0]), int(where[-1]) + 1) if where.size else slice(0, line.size)
+
+
+def overlaps(engine_: Engine, volume: Volume) -> list[NDArray[np.bool_]]:
+    """For each axis of the source, whether the step from voxel i to i + 1 lies where tiles overlap."""
+    manifest = engine_.bundle.manifest
+    grid = model_grid(volume.geometry, find_body(volume).box, manifest.spacing_mm)
+    plan = plan_for(manifest, grid.model.shape)
+    zones = []
+    for n, box, axis, fine, coarse in zip(
+        volume.hu.shape, grid.box, plan.axes, volume.geometry.spacing_mm, grid.model.spacing_mm, strict=True
+    ):
+        middle = (np.arange(n - 1) + 1 - box.start) * fine / coarse
+        zones.append(_in_overlap(axis, middle))
+    return zones
+
+
+def _in_overlap(axis: TiledAxis, position: NDArray[np.float64]) -> NDArray[np.bool_]:
+    inside = np.zeros(position.shape, bool)
+    for start, after in zip(axis.starts[:-1], axis.starts[1:], strict=True):
+        inside |= (position > after) & (position < start + axis.tile)
+    return inside
 
 
 def summary(rows: PhaseRows) -> dict[str, Any]:
-    """Means over cases, with standard deviations of the headline metrics."""
-    return {
-        "identity": _means(rows.identity),
-        "model": _means(rows.model),
-        "model_sd": {k: float(np.std([r[k] for r in rows.model])) for k in ("psnr", "ssim", "nmse")},
-        "organs": {name: organ_summary(np.array(values)) for name, values in rows.organs.items()},
-        "controls": {
-            name: dict(zip(("mean_change_hu", "mean_abs_change_hu", "true_change_hu"), row, strict=True))
-            for name, row in ((n, np.mean(v, axis=0).tolist()) for n, v in rows.controls.items())
-        },
-        "seconds": float(np.mean(rows.seconds)),
+    """Means over cases, with standard deviations, intervals and paired tests of the headline metrics."""
+    model, identity = _column(rows.model, "body"), _column(rows.identity, "body")
+    result = {
+        "identity": _means(identity),
+        "model": _means(model),
+        "model_sd": {k: float(np.std([r[k] for r in model])) for k in ("psnr", "ssim", "nmse")},
+        "organs": {name: _organ(rows, name) for name in _names(rows.model, "organs")},
+        "controls": {name: _control(rows.model, name) for name in _names(rows.model, "controls")},
+        "seconds": float(np.mean(rows.seconds or [0.0])),
         "cases": len(rows.model),
+        "intervals": {k: interval([r[k] for r in model], mean) for k in HEADLINE},
+        "p_against_identity": _tests(model, identity),
+        "whole": {
+            "identity": _means(_column(rows.identity, "whole")),
+            "model": _means(_column(rows.model, "whole")),
+        },
+        "third_dimension": _third_dimension(rows.model),
     }
+    if rows.oracle:
+        oracle = _column(rows.oracle, "body")
+        result |= {"oracle": _means(oracle), "p_against_oracle": _tests(model, oracle)}
+    vessels = thin_vessel_summary(rows)
+    return result | ({"thin_vessels": vessels} if vessels else {})
 
 
-def organ_summary(means: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
+def thin_vessel_summary(rows: PhaseRows) -> dict[str, float] | None:
+    """HU of contrast that vessels of 3 to 6 mm gained, and the model's share of the oracle's."""
+    gained = [row["vessels"] for row in rows.model]
+    kept = [i for i, row in enumerate(gained) if row]
+    if not kept:
+        return None
+    found = {
+        "true_hu": float(np.mean([gained[i]["true"] for i in kept])),
+        "model_hu": float(np.mean([gained[i]["made"] for i in kept])),
+    }
+    if rows.oracle:
+        found["oracle_hu"] = float(np.mean([rows.oracle[i]["vessels"]["made"] for i in kept]))
+        found["share_of_oracle"] = found["model_hu"] / max(found["oracle_hu"], 1e-9)
+    return found
+
+
+def _organ(rows: PhaseRows, name: str) -> dict[str, Any]:
+    """One organ over the patients that have it."""
+    kept = [i for i, row in enumerate(rows.model) if name in row["organs"]]
+    model = [rows.model[i]["organs"][name] for i in kept]
+    found: dict[str, Any] = organ_summary(np.array([[r["source"], r["truth"], r["made"]] for r in model]))
+    error = np.array([r["made"] - r["truth"] for r in model])
+    found["model_mae_interval_hu"] = interval(np.abs(error), mean)
+    found["limits_of_agreement_hu"] = list(limits_of_agreement(error))
+    if "slope" in found:
+        pairs = np.array([[r["truth"] - r["source"], r["made"] - r["source"]] for r in model])
+        found["slope_interval"] = interval(pairs, slope)
+    if rows.oracle:
+        oracle = [rows.oracle[i]["organs"][name] for i in kept]
+        found["oracle_hu"] = float(np.mean([r["made"] for r in oracle]))
+        found["oracle_mae_hu"] = float(np.mean([abs(r["made"] - r["truth"]) for r in oracle]))
+    found["voxels"] = {
+        k: float(np.mean([r[k] for r in model])) for k in ("mae_hu", "rmse_hu", "psnr", "ssim")
+    }
+    return found
+
+
+def organ_summary(means: NDArray[np.float64]) -> dict[str, float]:
     """Of (cases, 3) mean HU of source, truth, model: errors of the mean, bias, and regression to the mean.
 
     ``slope`` and ``variance_ratio`` compare the model's enhancement over patients with the true one: 1
@@ -135,11 +260,39 @@ def organ_summary(means: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, flo
         "source_hu": float(source.mean()),
         "bias_hu": float((model - true).mean()),
     }
-    if len(means) >= 3 and np.var(true - source) > 0:
-        wanted, got = true - source, model - source
-        result["slope"] = float(np.cov(wanted, got, bias=True)[0, 1] / np.var(wanted))
-        result["variance_ratio"] = float(np.var(got) / np.var(wanted))
+    if len(means) >= FROM_SLOPE and np.var(true - source) > 0:
+        result["slope"] = float(slope(true - source, model - source))
+        result["variance_ratio"] = float(variance_ratio(true - source, model - source))
     return result
+
+
+def _control(rows: Sequence[Row], name: str) -> dict[str, float]:
+    found = np.mean([row["controls"][name] for row in rows if name in row["controls"]], axis=0).tolist()
+    return dict(zip(("mean_change_hu", "mean_abs_change_hu", "true_change_hu"), found, strict=True))
+
+
+def _third_dimension(rows: Sequence[Row]) -> dict[str, float]:
+    names = ("z_flicker", "slice_step_hu", "seam_ratio")
+    values = {name: [row[name] for row in rows if row[name] is not None] for name in names}
+    return {name: float(np.mean(found)) for name, found in values.items() if found}
+
+
+def interval(rows: ArrayLike, statistic: Statistic) -> list[float]:
+    """[low, high] of the 95 % bootstrap interval over patients."""
+    return list(bootstrap(rows, statistic))
+
+
+def _tests(a: Sequence[Mapping[str, float]], b: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {k: paired_p([r[k] for r in a], [r[k] for r in b]) for k in HEADLINE}
+
+
+def _names(rows: Sequence[Row], group: str) -> list[str]:
+    """Organs or controls that at least one case has, in their usual order."""
+    return list(dict.fromkeys(name for row in rows for name in row[group]))
+
+
+def _column(rows: Sequence[Row], group: str) -> list[dict[str, float]]:
+    return [row[group] for row in rows]
 
 
 def describe(engine_: Engine) -> dict[str, Any]:
@@ -172,5 +325,5 @@ def _activated(file: Path) -> dict[str, str]:
     return {phase: chain[-1]["folder"] for phase, chain in chains.items() if chain and chain[-1]["folder"]}
 
 
-def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}

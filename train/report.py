@@ -25,11 +25,14 @@ def show_tables(result: Mapping[str, Any], console: Console | None = None) -> No
     console = console or Console()
     for phase, row in result["phases"].items():
         console.print(
-            f"[bold]{phase}[/bold] {row['model_id']}, {row['cases']} phantoms, {row['seconds']:.1f} s each"
+            f"[bold]{phase}[/bold] {row['model_id']}, {row['cases']} cases, {row['seconds']:.1f} s each"
         )
-        console.print(_table(("metric", "source as is", "model"), _metric_rows(row)))
+        console.print(_table(("metric", "source as is", "oracle", "model"), _metric_rows(row)))
         console.print(
-            _table(("organ", "source HU", "model HU", "true HU", "error as is", "error"), _organ_rows(row))
+            _table(
+                ("organ", "source HU", "model HU", "true HU", "error as is", "oracle's", "error"),
+                _organ_rows(row),
+            )
         )
         console.print(
             _table(("control", "mean change HU", "mean |change| HU", "true change HU"), _control_rows(row))
@@ -71,12 +74,16 @@ def _draw(axis: Any, title: str, image: Float32) -> None:
 
 
 def _metric_rows(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    return [(m, f"{row['identity'][m]:.4g}", f"{row['model'][m]:.4g}") for m in METRICS]
+    who = (row["identity"], row.get("oracle", {}), row["model"])
+    return [(m, *(f"{values[m]:.4g}" if m in values else "" for values in who)) for m in METRICS]
 
 
 def _organ_rows(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    keys = ("source_hu", "model_hu", "true_hu", "identity_mae_hu", "model_mae_hu")
-    return [(organ, *(f"{values[k]:.1f}" for k in keys)) for organ, values in row["organs"].items()]
+    keys = ("source_hu", "model_hu", "true_hu", "identity_mae_hu", "oracle_mae_hu", "model_mae_hu")
+    return [
+        (organ, *(f"{values[k]:.1f}" if k in values else "" for k in keys))
+        for organ, values in row["organs"].items()
+    ]
 
 
 def _control_rows(row: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -19,7 +19,8 @@ from node.cli import app
 from node.models import ModelStore
 from train import evaluate as evaluation
 from train import report
-from train.evaluate import active_bundles, changes, evaluate, organ_summary
+from train.evaluate import active_bundles, evaluate, organ_summary
+from train.measure import changes
 
 SMALL = PhantomOptions(shape=(32, 96, 96), spacing_mm=(9.0, 4.0, 4.0))
 

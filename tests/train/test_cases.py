@@ -1,0 +1,73 @@
+"""Cases of a prepared folder: the test side alone, without patients' names, organs where labels are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from engine.phantom import LABELS, Phantom, PhantomOptions, make_phantom
+from train.cases import body_mask, folder_cases, phantom_case
+from train.real import PairsUnusable
+
+COARSE = PhantomOptions(shape=(16, 48, 48), spacing_mm=(15.0, 8.0, 8.0), phases=("ncct", "venous"))
+
+
+def write(phantom: Phantom, array: np.ndarray, file: Path) -> None:
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(phantom.geometry.spacing_mm[::-1])
+    image.SetOrigin(phantom.geometry.origin_mm)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(file))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    lines = ["ncct\tvenous\tpatient\tsplit"]
+    for seed, side in ((1, "train"), (2, "test"), (3, "test")):
+        phantom = make_phantom(seed, COARSE)
+        for phase, hu in phantom.phases.items():
+            write(phantom, hu, folder / f"secret-{seed}" / f"{phase}.nii.gz")
+        lines.append(f"secret-{seed}/ncct.nii.gz\tsecret-{seed}/venous.nii.gz\tsecret-{seed}\t{side}")
+        if seed == 2:
+            write(phantom, phantom.labels, folder / f"secret-{seed}" / "labels.nii.gz")
+    (folder / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    (folder / "labels.json").write_text(json.dumps({"liver": LABELS["liver"], "fat": LABELS["fat"]}))
+    return folder
+
+
+def test_only_the_test_side_is_measured_and_no_patient_is_named(prepared: Path) -> None:
+    cases = list(folder_cases(prepared))
+    assert [case.name for case in cases] == ["pair 1", "pair 2"]
+    assert [list(case.phases) for case in cases] == [["venous"], ["venous"]]
+    assert np.allclose(cases[0].source.hu, make_phantom(2, COARSE).phases["ncct"])
+    assert np.allclose(cases[0].phases["venous"], make_phantom(2, COARSE).phases["venous"], atol=0.1)
+    assert [case.name for case in folder_cases(prepared, "train")] == ["pair 1"]
+
+
+def test_organs_are_known_where_labels_lie_beside_the_scan(prepared: Path) -> None:
+    labelled, bare = folder_cases(prepared)
+    liver = labelled.region("liver")
+    assert liver is not None
+    assert liver.sum() == (make_phantom(2, COARSE).labels == LABELS["liver"]).sum()
+    assert labelled.region("aorta") is None
+    assert bare.region("liver") is None
+
+
+def test_the_body_of_a_pair_is_the_phantoms_body_give_or_take_a_rim() -> None:
+    case = phantom_case(make_phantom(2, COARSE), with_oracle=False)
+    found = body_mask(case.source)
+    assert found.shape == case.body.shape
+    assert (found & case.body).sum() > 0.97 * case.body.sum()
+    assert found.sum() < 1.6 * case.body.sum()
+
+
+def test_a_folder_that_has_no_such_pairs_is_refused(prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(PairsUnusable, match=r"pairs\.tsv"):
+        list(folder_cases(tmp_path))
+    with pytest.raises(PairsUnusable, match="no pair is on the validation side"):
+        list(folder_cases(prepared, "validation"))
