@@ -103,28 +103,49 @@ def evaluate(
         ),
     ] = HELD_OUT_SEED,
     cases: Annotated[int, typer.Option("--cases", min=1, help="How many phantoms.")] = 3,
+    pairs: Annotated[
+        Path | None,
+        typer.Option("--pairs", help="Folder with pairs.tsv: measure its test side instead of phantoms."),
+    ] = None,
     provider: Annotated[
         str, typer.Option("--provider", help="auto, cuda, tensorrt, openvino or cpu.")
     ] = "auto",
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 is every core.")] = 0,
-    picture: Annotated[Path | None, typer.Option("--picture", help="Write a PNG of the first case.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Write a PNG of the first phantom.")
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write a page with tables and pictures, and its rows as JSON beside it."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
 ) -> None:
     """Measure bundles on phantoms that were not used in training, beside the source as it is."""
     from config.load import ConfigError  # noqa: PLC0415
-    from train.evaluate import active_bundles  # noqa: PLC0415
-    from train.evaluate import evaluate as run  # noqa: PLC0415
+    from train import evaluate as evaluation  # noqa: PLC0415
+    from train.cases import folder_cases  # noqa: PLC0415
     from train.report import show_tables, write_picture  # noqa: PLC0415
 
     policy = SessionPolicy.model_validate({"provider": provider, "threads": threads})
+    seeds = [] if pairs else list(range(phantom_seed, phantom_seed + cases))
     try:
-        folders = bundle or active_bundles()
-        result = run(folders, range(phantom_seed, phantom_seed + cases), policy)
+        folders = bundle or evaluation.active_bundles()
+        found = evaluation.run(
+            folders, folder_cases(pairs) if pairs else evaluation.phantom_cases(seeds), policy
+        )
         if picture:
             write_picture(picture, folders, phantom_seed, policy)
     except (ConfigError, BundleInvalid, ProviderMissing) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_CONFIG) from None
+    except PairsUnusable as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(EXIT_FAILED) from None
+    if html:
+        from train.html import write_page  # noqa: PLC0415
+
+        write_page(html, found)
+    result = evaluation.as_json(found) | {"seeds": seeds}
     if as_json:
         typer.echo(json.dumps(result))
     else:
