@@ -1,17 +1,19 @@
-"""A small archive of its own: C-STORE, C-ECHO and C-FIND into one folder, for the demo and for tests.
+"""A small archive of its own: C-STORE, C-ECHO, C-FIND and storage commitment, for the demo and for tests.
 
 It takes what it is sent, keeps the received bytes, and answers queries in the study root model at the levels
-STUDY, SERIES and IMAGE (PS3.4 C.6.2). It sends nothing, routes nothing and forgets nothing. It is not a PACS.
+STUDY, SERIES and IMAGE (PS3.4 C.6.2). It reports storage commitment to peers it was introduced to, and sends
+nothing else, routes nothing and forgets nothing. It is not a PACS.
 """
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from pydicom import dcmread
 from pydicom.datadict import tag_for_keyword
@@ -19,12 +21,17 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+from pynetdicom.dimse_primitives import N_ACTION
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelFind,
     Verification,
 )
 from pynetdicom.transport import ThreadedAssociationServer
 
+from config.settings import StoreDestination
+from node.commitment.report import tell
+from node.commitment.wire import NO_SUCH_INSTANCE, PUSH_MODEL, SYNTAXES, Named, NotUnderstood, read
+from node.errors import DestinationRefused, DestinationUnreachable
 from node.uids import is_plausible_uid
 
 SUCCESS = 0x0000
@@ -33,6 +40,8 @@ CANCELLED = 0xFE00
 NOT_IDENTIFIED = 0xC000
 BAD_IDENTIFIER = 0xA900
 OUT_OF_RESOURCES = 0xA700
+INVALID_ARGUMENT = 0x0115
+NOT_AUTHORISED = 0x0124
 
 LAST_WORDS_S = 2.0
 """Seconds an open association has to end when the archive stops."""
@@ -55,6 +64,7 @@ class Archive:
         self.ae_title = ae_title
         self._address = (host, port)
         self._index: dict[str, Dataset] = {}
+        self._known: dict[str, StoreDestination] = {}
         self._lock = Lock()
         self._server: ThreadedAssociationServer | None = None
 
@@ -67,9 +77,14 @@ class Archive:
         ae.maximum_associations = 20
         ae.add_supported_context(Verification)
         ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
+        ae.add_supported_context(PUSH_MODEL, list(SYNTAXES))
         for context in AllStoragePresentationContexts:
             ae.add_supported_context(str(context.abstract_syntax), ALL_TRANSFER_SYNTAXES)
-        handlers: list[Any] = [(evt.EVT_C_STORE, self._store), (evt.EVT_C_FIND, self._find)]
+        handlers: list[Any] = [
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_C_FIND, self._find),
+            (evt.EVT_N_ACTION, self._commit),
+        ]
         self._server = ae.start_server(self._address, block=False, evt_handlers=handlers)
         return self
 
@@ -99,6 +114,12 @@ class Archive:
             raise RuntimeError("the archive is not started")
         return int(self._server.server_address[1])
 
+    def introduce(self, ae_title: str, host: str, port: int) -> None:
+        """Take requests for storage commitment from this peer, and report to it there."""
+        self._known[ae_title] = StoreDestination(
+            name="requester", host=host, port=port, ae_title=ae_title, calling_ae_title=self.ae_title
+        )
+
     def path_of(self, sop_instance_uid: str) -> Path:
         """The file of an instance it holds; raises KeyError for another one."""
         with self._lock:
@@ -120,6 +141,27 @@ class Archive:
         with self._lock:
             self._index[str(header.SOPInstanceUID)] = _without_pixels(header)
         return SUCCESS
+
+    def _commit(self, event: evt.Event) -> tuple[int, None]:
+        """Take a request for storage commitment; the report goes out on an association of its own."""
+        peer = self._known.get(event.assoc.requestor.ae_title)
+        if peer is None:
+            return NOT_AUTHORISED, None
+        try:
+            request = cast(N_ACTION, event.request)
+            asked = read(request.ActionInformation, str(event.context.transfer_syntax))
+        except NotUnderstood:
+            return INVALID_ARGUMENT, None
+        Thread(target=self._report, args=(peer, asked), name="commitment", daemon=True).start()
+        return SUCCESS, None
+
+    def _report(self, peer: StoreDestination, asked: Named) -> None:
+        with self._lock:
+            known = {uid: str(header.SOPClassUID) for uid, header in self._index.items()}
+        held = {one for one in asked.held if known.get(one.sop_instance_uid) == one.sop_class_uid}
+        failed = tuple((one, NO_SUCH_INSTANCE) for one in asked.held if one not in held)
+        with suppress(DestinationUnreachable, DestinationRefused):  # who missed it asks again
+            tell(peer, Named(asked.transaction_uid, tuple(held), failed))
 
     def _find(self, event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
         query = event.identifier

@@ -44,6 +44,8 @@ NODE_AE = "S2NODE"
 SENDER_AE = "SCANNER"
 QUIET_S = 2.0
 """Settling time: the sender is on this machine and does not pause."""
+COMMITMENT_S = 30.0
+"""Most seconds that are waited for the archive to commit; the demo does not depend on it."""
 LOOK_S = 0.25
 """Seconds between two looks at the ledger."""
 ENDED = frozenset({State.DELIVERED, State.COMMITTED, State.PURGED, State.REJECTED, State.PARKED})
@@ -151,21 +153,29 @@ def _travel(plan: DemoPlan, paths: Sequence[Path], watch: Watch) -> Journey:
         for model in plan.models:
             ModelStore(settings).activate(model)
         with Node(settings) as node:
+            archive.introduce(NODE_AE, "127.0.0.1", node.port)
             _send(node, paths, watch)
             jobs = _wait(node, plan.limit_s, watch)
-            came = [job for job in jobs if job.state is State.DELIVERED]
+            came = [job for job in jobs if node.ledger.outputs(job.id)]
             returned = [back for job in came for back in _fetch(node.ledger, job, archive)]
             sources = {
                 job.series_instance_uid: tuple(one.path for one in node.ledger.instances(job.id))
                 for job in came
             }
+            jobs = _committed(node, jobs)
     return Journey(tuple(jobs), tuple(returned), sources, settings.intake.limits)
 
 
 def demo_settings(data_dir: Path, archive_port: int) -> Settings:
     """A node on a free port of this machine that delivers to the archive."""
     archive = StoreDestination(
-        name="archive", host="127.0.0.1", port=archive_port, ae_title=ARCHIVE_AE, calling_ae_title=NODE_AE
+        name="archive",
+        host="127.0.0.1",
+        port=archive_port,
+        ae_title=ARCHIVE_AE,
+        calling_ae_title=NODE_AE,
+        commitment="request",
+        commitment_wait_s=0,
     )
     return Settings(
         listen=ListenSettings(ae_title=NODE_AE, port=0),
@@ -237,6 +247,16 @@ def _wait(node: Node, limit_s: float, watch: Watch) -> list[Job]:
             open_jobs = ", ".join(f"series {job.id} is {job.state}" for job in jobs if job.state not in ENDED)
             raise DemoFailed(f"not back after {limit_s:.0f} s: {open_jobs or 'nothing reached the ledger'}")
         time.sleep(LOOK_S)
+
+
+def _committed(node: Node, jobs: Sequence[Job]) -> list[Job]:
+    """The jobs as they stand when the archive has answered for what it took, or has had time to."""
+    deadline = time.monotonic() + COMMITMENT_S
+    now = [node.ledger.job(job.id) for job in jobs]
+    while any(job.state is State.DELIVERED for job in now) and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+        now = [node.ledger.job(job.id) for job in jobs]
+    return now
 
 
 STAGES: Mapping[State, tuple[str, float, float]] = {

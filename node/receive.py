@@ -140,8 +140,9 @@ class Receiver:
         if is_known and self._ledger.record_repeat(*uids, sha256, self._clock()) is not None:
             self._ledger.count("repeats")
             return
-        placed = draft.place(name, sha256)
-        recorded = self._ledger.record_instance(_received(arrival, header, placed), self._clock())
+        with self._spool.keeping():
+            placed = draft.place(name, sha256)
+            recorded = self._ledger.record_instance(_received(arrival, header, placed), self._clock())
         if recorded.conflict:
             self._set_aside(placed, recorded.job_id)
         if recorded.superseded_job_id is not None:

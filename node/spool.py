@@ -14,6 +14,7 @@ sender's next attempt replaces by the same bytes under the same name.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import os
@@ -36,6 +37,9 @@ FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 DIGEST_IN_NAME = 16
 """Hexadecimal digits of the SHA-256 in an inbox name: other bytes get another name."""
+
+REMOVAL_LOCK = "removal.lock"
+"""The file that those who receive lock together and those who remove lock alone."""
 
 MOST_FOLDERS_KNOWN = 4096
 """Folders remembered to be on the disk; beyond that they are looked at again."""
@@ -134,6 +138,44 @@ class Spool:
         self.rename(placed.path, target)
         fsync_folder(placed.path.parent)
         return Placed(target, placed.sha256, placed.bytes)
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Between placing a received file and recording it nothing is removed, by whatever process."""
+        with self._locked(fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def removing(self) -> Iterator[None]:
+        """Between asking the ledger who holds a file and removing it none is received."""
+        with self._locked(fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        """A lock of the whole spool; a descriptor of its own for each holder, so threads count too."""
+        descriptor = os.open(self.root / REMOVAL_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, kind)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def remove(self, path: Path) -> int:
+        """Remove a file of the inbox or the outbox, and its folder with the last one; the bytes that it had.
+
+        Nothing is done, and 0 said, for a file that is gone or lies anywhere else.
+        """
+        if path.parent.parent not in {self.root / "inbox", self.root / "outbox"}:
+            return 0
+        try:
+            size = path.lstat().st_size
+            path.unlink()
+        except FileNotFoundError:
+            return 0
+        with suppress(OSError):  # not empty
+            path.parent.rmdir()
+        return size
 
     def path_of(self, relative: str | PurePosixPath) -> Path:
         """Where ``relative`` lies; raises NameRefused for what is not a plain path below one of FOLDERS."""

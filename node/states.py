@@ -43,5 +43,14 @@ MOVES: dict[State, frozenset[State]] = {
 DELIVERED goes back to BUILT where a destination says that it lacks instances after all.
 """
 
+PURGEABLE: tuple[State, ...] = (
+    State.COMMITTED,
+    State.DELIVERED,
+    State.REJECTED,
+    State.PARKED,
+    State.SUPERSEDED,
+)
+"""States whose files an administrator may let go; without being named only COMMITTED."""
+
 FINAL: frozenset[State] = frozenset({State.PURGED, State.REJECTED, State.SUPERSEDED})
 """States nothing leaves by itself."""

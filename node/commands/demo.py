@@ -95,6 +95,7 @@ def _report(result: DemoResult, out: Path) -> None:
     for back in result.returned:
         say(f"{back.phase} {back.kind}: {len(back.paths)} instances back in the archive, {back.folder}")
     if result.returned:
+        say(f"committed by the archive: the results of {len(result.in_state(State.COMMITTED))} series")
         say(f"picture: {result.overview}")
         say(f"everything: {out} (archive/ what came back, node/ the node's own folder)")
         say(f"{result.seconds['journey']:.0f} s from the first C-STORE to the archive")

@@ -65,16 +65,7 @@ class ReportLane:
     def report(self, request: Request) -> None:
         """Look at every instance, and tell the requester; raises why it could not be told."""
         named = self.found(request)
-        said, kind = written(named), SOME_FAILED if named.failed else ALL_HELD
-        context = build_context(PUSH_MODEL, list(SYNTAXES))
-        context.scu_role, context.scp_role = False, True
-        with associated(peer_of(self.requester, self.ae_title), [context]) as assoc:
-            answer, _ = assoc.send_n_event_report(said, kind, PUSH_MODEL, PUSH_MODEL_INSTANCE)
-        status = answer.get("Status")
-        if status is None:
-            raise DestinationUnreachable("no answer to the report")
-        if status != SUCCESS:
-            raise DestinationRefused(int(status), "the report was refused")
+        tell(peer_of(self.requester, self.ae_title), named)
         self.ledger.close_request(request.id, None, self.clock())
         log.info("commitment reported", held=len(named.held), failed=len(named.failed))
 
@@ -101,6 +92,20 @@ class ReportLane:
         delay_s = retry_delay_s(failures, self.retry, self.rng)
         self.ledger.put_off_request(request.id, now + delay_s, reason)
         log.info("commitment report put off", reason=reason, delay_s=round(delay_s, 1))
+
+
+def tell(peer: StoreDestination, named: Named) -> None:
+    """Send a report on an association of its own; raises why it was not taken."""
+    said, kind = written(named), SOME_FAILED if named.failed else ALL_HELD
+    context = build_context(PUSH_MODEL, list(SYNTAXES))
+    context.scu_role, context.scp_role = False, True
+    with associated(peer, [context]) as assoc:
+        answer, _ = assoc.send_n_event_report(said, kind, PUSH_MODEL, PUSH_MODEL_INSTANCE)
+    status = answer.get("Status")
+    if status is None:
+        raise DestinationUnreachable("no answer to the report")
+    if status != SUCCESS:
+        raise DestinationRefused(int(status), "the report was refused")
 
 
 def failure_of(reference: Reference, instance: Instance | None) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,37 @@ from node.archive import Archive
 from node.ledger import Job, Ledger, ReceivedInstance
 from node.outputs.encoding import to_bytes
 from node.phantom_dicom import phantom_series
+from node.spool import Spool
 from node.states import State
+
+
+def test_purge_says_what_would_go_and_removes_it_only_with_yes(
+    run: Callable[..., object], config: Path, ledger: Ledger
+) -> None:
+    job = received(ledger, "1.2.3")
+    spool = Spool(ledger.path.parent)
+    placed = spool.place(b"slice", "inbox/1.2.3/1.dcm")
+    with sqlite3.connect(ledger.path) as db:
+        db.execute("UPDATE instance SET path = ?", (str(placed.path.relative_to(ledger.path.parent)),))
+    db.close()
+    ledger.move(job.id, State.REJECTED, 1.0, "NOT-CT")
+    assert run("purge", "--older-than", "1d", "-c", config).out.endswith("nothing was removed: add --yes\n")
+    named = ("purge", "--older-than", "1d", "--state", "REJECTED", "-c", config)
+    seen = json.loads(run(*named, "--json").out)
+    row = {"job_id": job.id, "state": "REJECTED", "files": 1, "bytes": 5}
+    assert seen == {"removed": False, "jobs": [row]}
+    assert placed.path.exists()
+    assert json.loads(run(*named, "--json", "--yes").out) == {"removed": True, "jobs": [row]}
+    assert not placed.path.exists()
+    assert ledger.job(job.id).state is State.PURGED
+    assert "removed" in run(*named, "--yes").out
+
+
+@pytest.mark.parametrize("words", [("soon",), ("1d", "--state", "READY"), ("1d", "--state", "PURGED")])
+def test_purge_refuses_an_age_that_is_none_and_jobs_that_are_under_way(
+    run: Callable[..., object], config: Path, words: tuple[str, ...]
+) -> None:
+    assert run("purge", "--older-than", *words, "-c", config).code == 2
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def test_both_phases_of_a_phantom_come_back_under_its_study(tmp_path: Path, mode
     heard: list[str] = []
     plan = DemoPlan(tmp_path / "demo", seed=3, options=SMALL, models=models, limit_s=120)
     result = run_demo(plan, lambda what, share: heard.append(what))
-    assert [job.state for job in result.jobs] == [State.DELIVERED]
+    assert [job.state for job in result.jobs] == [State.COMMITTED]
     assert sorted(back.phase for back in result.returned) == ["arterial", "venous"]
     source = dcmread(tmp_path / "demo" / "sent" / "0001.dcm")
     for back in result.returned:

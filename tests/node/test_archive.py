@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     RLELossless,
 )
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_context, evt
 
 from config.settings import StoreDestination
 from node.archive import Archive, matches
+from node.commitment.wire import PUSH_MODEL, PUSH_MODEL_INSTANCE, Named, read, written
 from node.errors import DestinationRefused, DestinationUnreachable
+from node.ledger import Reference
 from node.scu import NO_CONTEXT, dicom_files, echo, find, outcome_words, send
 
 
@@ -100,6 +103,38 @@ def test_what_is_sent_is_kept_as_it_was_and_found_at_every_level(archive: Archiv
     for path in paths:
         kept = dcmread(archive.path_of(dcmread(path).SOPInstanceUID))
         assert kept == dcmread(path)
+
+
+def committed(archive: Archive, port: int, references: tuple[Reference, ...], calling: str = "TEST") -> int:
+    """The status of an N-ACTION under transaction 1.2."""
+    ae = AE(ae_title=calling)
+    assoc = ae.associate("127.0.0.1", port, contexts=[build_context(PUSH_MODEL)], ae_title="ARCHIVE")
+    ds = written(Named("1.2", references))
+    status, _ = assoc.send_n_action(ds, 1, PUSH_MODEL, PUSH_MODEL_INSTANCE)
+    assoc.release()
+    return int(status.Status)
+
+
+def test_it_reports_to_those_it_was_introduced_to_what_it_has(archive: Archive, tmp_path: Path) -> None:
+    send(peer_of(archive), saved(tmp_path, ct(1, 1)))
+    has, lacks = Reference(CTImageStorage, "1.2.3.1.1.1"), Reference(CTImageStorage, "1.2.3.1.1.2")
+    heard: Queue[Named] = Queue()
+    ae = AE(ae_title="TEST")
+    ae.add_supported_context(PUSH_MODEL, scu_role=True, scp_role=True)
+
+    def hear(event: evt.Event) -> tuple[int, None]:
+        heard.put(read(event.request.EventInformation, event.context.transfer_syntax))
+        return 0, None
+
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, hear)])
+    try:
+        assert committed(archive, archive.port, (has, lacks)) == 0x0124
+        archive.introduce("TEST", "127.0.0.1", server.server_address[1])
+        assert committed(archive, archive.port, (has, lacks)) == 0
+        assert heard.get(timeout=60) == Named("1.2", (has,), ((lacks, 0x0112),))
+        assert committed(archive, archive.port, ()) == 0x0115
+    finally:
+        server.shutdown()
 
 
 def test_matching_knows_lists_ranges_wildcards_and_names(archive: Archive) -> None:

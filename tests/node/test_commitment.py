@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -523,6 +526,38 @@ def test_a_destination_that_is_not_asked_any_longer_holds_nothing_up(site, commi
     here.ledger.close_committed(set(), 2000.0)
     assert here.state(job) is State.DELIVERED
     here.ledger.close_committed({"a"}, 2000.0)
+    assert here.state(job) is State.COMMITTED
+
+
+ASK = """
+import sys, threading
+from random import Random
+from config.settings import Settings
+from node.commitment.ask import AskLane
+from node.commitment.hear import Commitments
+from node.ledger import Ledger
+settings = Settings.model_validate_json(sys.stdin.readline())
+ledger = Ledger(settings.storage.data_dir / "ledger.sqlite3")
+clock = lambda: 1000.0
+heard = Commitments(settings, ledger, clock)
+peer, event = settings.destinations[0], threading.Event()
+AskLane(ledger, peer, heard, settings.retry, Random(1), clock, event, lambda: None).run()
+"""
+
+
+def test_a_node_that_is_killed_between_request_and_report_loses_nothing(site, commit_peer):
+    peer = commit_peer()
+    here = site(towards(peer))
+    job = here.delivered()
+    with subprocess.Popen([sys.executable, "-c", ASK], stdin=subprocess.PIPE) as asking:
+        peer.on_request = lambda event, ds: asking.kill()
+        asking.stdin.write(here.settings.model_dump_json().encode() + b"\n")
+        asking.stdin.close()
+        assert asking.wait(120) == -signal.SIGKILL
+    assert here.state(job) is State.DELIVERED
+    here.lane(hold_s=0).run()
+    assert len(peer.asked) == 1
+    assert report_to(here.scp.port, report(peer.asked[0])) == 0
     assert here.state(job) is State.COMMITTED
 
 

@@ -22,11 +22,17 @@ KNOWN = {"node": "S2NODE", "ct": "CT", "find": "FINDSCU", "get": "GETSCU"}
 class Orthanc:
     """An archive that routes every instance to the node at ``node_port``.
 
-    ``syntaxes`` are the transfer syntaxes it accepts (all of DICOM's without).
+    ``syntaxes`` are the transfer syntaxes it accepts (all of DICOM's without); ``routes`` is False for one
+    that keeps what it stores to itself.
     """
 
     def __init__(
-        self, folder: Path, node_port: int, ports: tuple[int, int], syntaxes: tuple[str, ...]
+        self,
+        folder: Path,
+        node_port: int,
+        ports: tuple[int, int],
+        syntaxes: tuple[str, ...],
+        routes: bool = True,
     ) -> None:
         self.ae_title = "ORTHANC"
         self.port, self.http_port = ports
@@ -37,7 +43,7 @@ class Orthanc:
             "StorageDirectory": str(folder / "db"), "IndexDirectory": str(folder / "db"),
             "RemoteAccessAllowed": False, "AuthenticationEnabled": False, "DicomCheckCalledAet": True,
             "DicomAlwaysAllowEcho": False, "DicomAlwaysAllowStore": False, "DicomCheckModalityHost": True,
-            "LuaScripts": [str(folder / "route.lua")], "Plugins": [], "StableAge": 1,
+            "LuaScripts": [str(folder / "route.lua")] if routes else [], "Plugins": [], "StableAge": 1,
             "DicomModalities": {name: [ae, "127.0.0.1", node_port] for name, ae in KNOWN.items()},
             "ConcurrentJobs": 1, "DicomScuTimeout": 10, "SaveJobs": False,
         }  # fmt: skip
@@ -54,6 +60,13 @@ class Orthanc:
     def get(self, path: str) -> object:
         """An answer of its REST interface."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=10) as answer:
+            return json.load(answer)
+
+    def do(self, method: str, path: str, body: object = None) -> object:
+        """A change through its REST interface, and what it answers."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}", data=data, method=method)
+        with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
 
     def jobs_at_rest(self) -> bool:
@@ -86,12 +99,12 @@ class Orthanc:
 
 @pytest.fixture
 def orthanc(tmp_path, free_port):
-    """Starts an Orthanc: ``orthanc(node_port, syntaxes)``."""
+    """Starts an Orthanc: ``orthanc(node_port, syntaxes, routes)``."""
     started = []
 
-    def start(node_port, syntaxes=()):
+    def start(node_port, syntaxes=(), routes=True):
         ports = (free_port(), free_port())
-        started.append(Orthanc(tmp_path / f"orthanc{len(started)}", node_port, ports, syntaxes))
+        started.append(Orthanc(tmp_path / f"orthanc{len(started)}", node_port, ports, syntaxes, routes))
         return started[-1]
 
     yield start
