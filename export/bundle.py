@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,21 +15,32 @@ from typing import Any
 from engine.bundle import (
     FORMAT,
     CompositionSpec,
-    LatentSpec,
     Manifest,
     digest_files,
     read_bundle,
     write_manifest,
 )
 from engine.session import SessionPolicy
+from export import aldm, s2ldm, translator
 from export.graph import OPSET, write_graph
+from export.model import Model
 from export.parity import DEFAULT_TOLERANCE, Tolerance, measure
-from export.s2ldm import OUTPUTS, Model, load_model
-from train.checkpoint import NAME
+from train.checkpoint import NAME, CheckpointUnusable
+from train.checkpoint import load as load_checkpoint
 from train.config import BundleConfig
 from train.evaluate import evaluate
 from train.run import machine
-from train.s2ldm.formulation import sampler_spec
+
+LOADERS: dict[str, Callable[[Path], Model]] = {
+    "diffusion": s2ldm.load_model,
+    "pix2pix": translator.load_translator,
+    "cyclegan": translator.load_translator,
+    "reggan": translator.load_translator,
+    "ctagan": translator.load_translator,
+    "unet25d": translator.load_translator,
+    "aldm": aldm.load_model,
+}
+"""The stages whose checkpoint is a whole model, and what reads it."""
 
 
 class BundleExists(Exception):
@@ -46,7 +57,7 @@ def export_bundle(
     tolerance: Tolerance = DEFAULT_TOLERANCE,
     replace: bool = False,
 ) -> Manifest:
-    """Write the bundle of a stage 2 checkpoint (its file or folder) to ``out``.
+    """Write the bundle of a finished model's checkpoint (its file or folder) to ``out``.
 
     ``settings`` replaces the checkpoint's ``[bundle]`` table; with ``evaluation_seeds`` the bundle is run on
     those phantoms and the figures go into its metrics. Raises CheckpointUnusable, ParityExceeded,
@@ -56,11 +67,12 @@ def export_bundle(
         raise BundleExists(f"{out} exists: choose another folder or add --replace")
     file = checkpoint / NAME if checkpoint.is_dir() else checkpoint
     model = load_model(file)
+    outputs = model.outputs()
     with _staged(out) as folder:
-        files = {name: folder / f"{name}.onnx" for name in OUTPUTS}
+        files = {name: folder / f"{name}.onnx" for name in outputs}
         modules, inputs = model.graphs(), model.inputs()
         for name, target in files.items():
-            write_graph(modules[name], inputs[name], OUTPUTS[name], target, half_weights)
+            write_graph(modules[name], inputs[name], outputs[name], target, half_weights)
         parity = measure(model, files, tolerance)
         manifest = describe(model, folder, settings or model.config.bundle, parity, _card(file))
         write_manifest(folder, manifest)
@@ -72,14 +84,22 @@ def export_bundle(
     return manifest
 
 
+def load_model(file: Path) -> Model:
+    """The model in a checkpoint. Raises CheckpointUnusable, also where it is no whole model."""
+    stage = load_checkpoint(file).stage
+    if stage not in LOADERS:
+        raise CheckpointUnusable(file, f"is of stage {stage!r}, not one of {sorted(LOADERS)}")
+    return LOADERS[stage](file)
+
+
 def describe(
     model: Model, folder: Path, settings: BundleConfig, parity: dict[str, Any], card: dict[str, Any]
 ) -> Manifest:
     """What ``bundle.json`` says of the graphs in ``folder``."""
-    data, autoencoder = model.config.data, model.config.autoencoder
+    data = model.config.data
     return Manifest(
         format=FORMAT,
-        family="s2ldm",
+        family=model.family,
         phase=data.phase,
         model_id=f"{settings.name}-{data.phase}-{settings.version}",
         model_name=f"{settings.name}-{data.phase}",
@@ -88,10 +108,10 @@ def describe(
         spacing_mm=data.spacing_mm,
         tile=data.crop,
         overlap=settings.overlap,
-        latent=LatentSpec(scale=model.scale, channels=autoencoder.latent_channels, factor=autoencoder.factor),
-        sampler=sampler_spec(model.config.diffusion),
+        latent=model.latent(),
+        sampler=model.sampler(),
         composition=CompositionSpec(**settings.composition.model_dump()),
-        graphs={name: f"{name}.onnx" for name in OUTPUTS},
+        graphs={name: f"{name}.onnx" for name in model.outputs()},
         files=digest_files(folder),
         parity=parity,
         metrics={},

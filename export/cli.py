@@ -12,11 +12,15 @@ from export.bundle import BundleExists, export_bundle
 from export.parity import ParityExceeded
 from train.checkpoint import CheckpointUnusable
 from train.cli import EXIT_CONFIG, EXIT_FAILED
-from train.config import TrainConfigInvalid, load_train_config
+from train.config import RunConfig, TrainConfigInvalid, load_config
+
+
+class Naming(RunConfig, extra="ignore"):
+    """What is read of a configuration here, whichever method it is of."""
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder or checkpoint.pt of a finished stage 2.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Folder or checkpoint.pt of a finished run.")],
     out: Annotated[Path, typer.Argument(help="Folder to make; must not exist.")],
     config: Annotated[
         Path | None, typer.Option("--config", help="Take [bundle] from this file, not from the checkpoint.")
@@ -30,12 +34,12 @@ def export(
     phantom_seed: Annotated[int, typer.Option("--phantom-seed", min=0, help="First seed of --cases.")] = 9000,
     replace: Annotated[bool, typer.Option("--replace", help="Put the bundle in the place of --out.")] = False,
 ) -> None:
-    """Turn a stage 2 checkpoint into a verified bundle; over tolerance nothing is written."""
+    """Turn a finished model's checkpoint into a verified bundle; over tolerance nothing is written."""
     try:
         manifest = export_bundle(
             checkpoint,
             out,
-            settings=None if config is None else load_train_config(config).bundle,
+            settings=None if config is None else load_config(config, Naming).bundle,
             half_weights=not full_weights,
             evaluation_seeds=tuple(range(phantom_seed, phantom_seed + cases)),
             replace=replace,

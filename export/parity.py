@@ -20,9 +20,8 @@ from engine import samplers
 from engine.phantom import PhantomOptions, make_phantom
 from engine.volume import Float32
 from export.graph import write_graph
-from export.s2ldm import Model
+from export.model import Model
 from train.data import to_unit
-from train.s2ldm.formulation import sampler_spec
 from train.s2ldm.quantizer import VectorQuantizer
 
 PARITY_SEED = 8100
@@ -49,7 +48,9 @@ class Tolerance(Frozen):
     """99.9 % of voxels."""
     code_agreement: float = 0.999
     whole_hu_mean: float = 1.0
-    """Encoder, sampler and decoder together, mean over the tile: here a flipped code counts."""
+    """Encoder, sampler and decoder together, or the translator: mean over the tile, flipped codes and all."""
+    translator_hu_p999: float = 2.0
+    """99.9 % of voxels."""
 
 
 DEFAULT_TOLERANCE = Tolerance()
@@ -63,6 +64,32 @@ def measure(
     model: Model, files: Mapping[str, Path], tolerance: Tolerance = DEFAULT_TOLERANCE
 ) -> dict[str, dict[str, float]]:
     """Figures and tolerances of every graph, for ``bundle.json``. Raises ParityExceeded."""
+    return MEASURES[model.family](model, files, tolerance)
+
+
+def measure_translator(
+    model: Model, files: Mapping[str, Path], tolerance: Tolerance
+) -> dict[str, dict[str, float]]:
+    """The one graph, which is also the whole."""
+    x = example_tile(model)
+    wanted = _torch(model.graphs()["translator"], x=x)
+    hu = np.abs(_session(files["translator"]).run(None, {"x": x})[0] - wanted) * _half_width(model)
+    p999, mean = float(np.quantile(hu, 0.999)), float(hu.mean())
+    if not (p999 <= tolerance.translator_hu_p999 and mean <= tolerance.whole_hu_mean):
+        raise ParityExceeded(
+            f"translator: {p999:.3g} HU over {tolerance.translator_hu_p999:.3g} HU,"
+            f" or mean {mean:.3g} HU over {tolerance.whole_hu_mean:.3g} HU"
+        )
+    return {
+        "translator": {"hu_p999": p999, "tolerance_hu_p999": tolerance.translator_hu_p999},
+        "whole": {"hu_mean": mean, "hu_max": float(hu.max()), "tolerance_hu_mean": tolerance.whole_hu_mean},
+    }
+
+
+def measure_latent(
+    model: Model, files: Mapping[str, Path], tolerance: Tolerance
+) -> dict[str, dict[str, float]]:
+    """Encoder, denoiser and decoder one by one and together."""
     modules = model.graphs()
     sessions = {name: _session(file) for name, file in files.items()}
     x = example_tile(model)
@@ -100,7 +127,8 @@ def _source(model: Model, graph: str, x: Float32) -> dict[str, Float32]:
 
 
 def _whole(model: Model, run: Any, e_n: Float32, x: Float32) -> Float32:
-    spec = sampler_spec(model.config.diffusion)
+    spec = model.sampler()
+    assert spec is not None
     shape = (samplers.noise_fields(spec), *e_n.shape)
     noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
@@ -126,15 +154,18 @@ def _whole_figures(
 def _decoder_figures(model: Model, got: Float32, wanted: Float32, z: Float32) -> dict[str, float]:
     hu = np.abs(got - wanted) * _half_width(model)
     figures = {"hu_p999": float(np.quantile(hu, 0.999)), "hu_max": float(hu.max())}
-    quantizer = model.autoencoder.quantizer
-    if quantizer is None:
+    quantizer, latent = model.quantizer(), model.latent()
+    if quantizer is None or latent is None:
         return figures
-    codes = CodesGraph(quantizer, model.scale)
+    codes = CodesGraph(quantizer, latent.scale)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "codes.onnx"
         write_graph(codes, {"z": torch.from_numpy(z)}, "codes", file, half_weights=False)
         found = _session(file).run(None, {"z": z})[0]
     return figures | {"code_agreement": float(np.mean(found == _torch(codes, z=z)))}
+
+
+MEASURES = {"s2ldm": measure_latent, "translator": measure_translator}
 
 
 def _attach(figures: dict[str, dict[str, float]], tolerance: Tolerance) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from engine.bundle import LatentSpec, SamplerSpec
+from export.model import averaged, facts_of
 from train import checkpoint as ckpt
 from train.config import TrainConfig
 from train.s2ldm.autoencoder import SyncreticAutoencoder
 from train.s2ldm.denoiser import Denoiser
+from train.s2ldm.formulation import sampler_spec
+from train.s2ldm.quantizer import VectorQuantizer
 
 STAGE = "diffusion"
 
@@ -59,6 +63,24 @@ class Model:
     denoiser: Denoiser
     scale: float
     facts: Mapping[str, Any]
+    family: Literal["s2ldm"] = "s2ldm"
+
+    def outputs(self) -> dict[str, str]:
+        """The name of every graph's output."""
+        return {"encoder": "e_n", "denoiser": "v", "decoder": "x_c"}
+
+    def latent(self) -> LatentSpec:
+        """The space the sampler works in."""
+        autoencoder = self.config.autoencoder
+        return LatentSpec(scale=self.scale, channels=autoencoder.latent_channels, factor=autoencoder.factor)
+
+    def sampler(self) -> SamplerSpec:
+        """What the engine is told about running the denoiser."""
+        return sampler_spec(self.config.diffusion)
+
+    def quantizer(self) -> VectorQuantizer | None:
+        """What the decoder rounds latents with, if it does."""
+        return self.autoencoder.quantizer
 
     def graphs(self) -> dict[str, nn.Module]:
         """The modules of the bundle's graphs by name."""
@@ -85,9 +107,6 @@ class Model:
         }
 
 
-OUTPUTS = {"encoder": "e_n", "denoiser": "v", "decoder": "x_c"}
-
-
 def load_model(file: Path) -> Model:
     """The averaged weights of a stage 2 checkpoint. Raises CheckpointUnusable."""
     found = ckpt.load(file, STAGE)
@@ -98,12 +117,7 @@ def load_model(file: Path) -> Model:
         autoencoder=build_autoencoder(config, states["autoencoder"]),
         denoiser=build_denoiser(config, averaged(states["ema"])),
         scale=float(states["scale"]),
-        facts={
-            "steps": found.step,
-            "minutes": round(found.elapsed_s / 60, 2),
-            "total_steps": found.total_steps,
-            "config_digest": found.digest,
-        },
+        facts=facts_of(found),
     )
 
 
@@ -119,8 +133,3 @@ def build_denoiser(config: TrainConfig, weights: Mapping[str, Tensor]) -> Denois
     denoiser = Denoiser(config.diffusion, config.autoencoder)
     denoiser.load_state_dict(weights)
     return denoiser.requires_grad_(False).eval()
-
-
-def averaged(ema: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights inside an AveragedModel's state."""
-    return {k.removeprefix("module."): v for k, v in ema.items() if k != "n_averaged"}

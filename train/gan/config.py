@@ -56,7 +56,7 @@ class DiscriminatorConfig(Frozen):
 class RegistrationConfig(Frozen):
     """The registration network R."""
 
-    channels: tuple[PositiveInt, ...] = (32, 64, 64, 64, 64, 64, 64, 64)
+    channels: tuple[PositiveInt, ...] = (32, 32, *[64] * 12)
     """Pairs (down, up), one a level; every level but the first halves the image."""
 
     @property

@@ -1,0 +1,71 @@
+"""What the exporter asks of a finished model, whatever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from engine.bundle import LatentSpec, SamplerSpec
+from train.checkpoint import Checkpoint
+from train.config import RunConfig
+from train.s2ldm.quantizer import VectorQuantizer
+
+
+class Model(Protocol):
+    """Averaged weights of one checkpoint, as the graphs of one family."""
+
+    @property
+    def family(self) -> Literal["s2ldm", "translator"]:
+        """How the engine runs the graphs."""
+        ...
+
+    @property
+    def config(self) -> RunConfig:
+        """What it was trained with."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What its checkpoint says: see ``facts_of``."""
+        ...
+
+    def graphs(self) -> dict[str, nn.Module]:
+        """The modules of the bundle's graphs by name, in evaluation mode."""
+        ...
+
+    def inputs(self) -> dict[str, dict[str, Tensor]]:
+        """Example inputs of every graph by name; their shapes are the graph's."""
+        ...
+
+    def outputs(self) -> dict[str, str]:
+        """The name of every graph's output."""
+        ...
+
+    def latent(self) -> LatentSpec | None:
+        """The space the sampler works in, if there is one."""
+        ...
+
+    def sampler(self) -> SamplerSpec | None:
+        """What the engine is told about running the denoiser, if there is one."""
+        ...
+
+    def quantizer(self) -> VectorQuantizer | None:
+        """What the decoder rounds latents with, if it does."""
+        ...
+
+
+def facts_of(found: Checkpoint) -> dict[str, Any]:
+    """How long a model was trained, for the bundle's card."""
+    return {
+        "steps": found.step,
+        "minutes": round(found.elapsed_s / 60, 2),
+        "total_steps": found.total_steps,
+        "config_digest": found.digest,
+    }
+
+
+def averaged(ema: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights inside an AveragedModel's state."""
+    return {k.removeprefix("module."): v for k, v in ema.items() if k != "n_averaged"}
