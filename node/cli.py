@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     ),
     "verify": ("node.commands.verify:verify", "Say whether files were made by this product, and from what."),
     "jobs": ("node.commands.jobs:app", "See and mend what the node is working on."),
+    "doctor": ("node.commands.doctor:doctor", "Check everything the node depends on, with a cure for each."),
     "purge": ("node.commands.purge:purge", "Remove the files of old jobs; their history stays."),
     "models": ("node.commands.models:app", "See, check and change the models in use."),
     "init": ("node.commands.config:init", "Write an example configuration with every setting."),

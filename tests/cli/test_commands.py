@@ -51,6 +51,19 @@ def test_purge_refuses_an_age_that_is_none_and_jobs_that_are_under_way(
     assert run("purge", "--older-than", *words, "-c", config).code == 2
 
 
+def test_the_doctor_names_what_is_wrong_with_its_cure(run: Callable[..., object], config: Path) -> None:
+    with config.open("a", encoding="utf-8") as file:
+        file.write("[listen]\nport = 1\n")
+    ran = run("doctor", "-c", config)
+    assert ran.code == 1
+    assert "PROBLEM  listener" in ran.out and "cure: systemctl status s2node" in ran.out
+    levels = {one["check"]: one["level"] for one in json.loads(run("doctor", "--json", "-c", config).out)}
+    assert (levels["configuration"], levels["ledger"]) == ("OK", "PROBLEM")
+    config.write_text("[listen]\nprot = 1\n", encoding="utf-8")
+    ran = run("doctor", "-c", config)
+    assert ran.code == 78 and "prot" in ran.out
+
+
 @pytest.fixture(scope="module")
 def series() -> list[Dataset]:
     options = PhantomOptions(shape=(3, 32, 32), spacing_mm=(5.0, 12.0, 12.0), phases=("ncct",))

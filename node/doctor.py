@@ -1,0 +1,207 @@
+"""Look at everything a node depends on, and say what is wrong and what to do about it.
+
+Every finding that is not OK has a cure. Nothing is changed: the ledger is opened for reading only, peers are
+asked by C-ECHO.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from enum import StrEnum
+
+from config.settings import FolderDestination, Settings, StoreDestination
+from engine.bundle import read_bundle
+from engine.errors import EngineError
+from engine.session import open_graphs
+from node import scu, watchdog
+from node.commitment.report import peer_of
+from node.errors import NodeError
+from node.ledger import LEDGER_FILE
+from node.ledger.schema import MIGRATIONS, version_of
+from node.models import ModelStore
+from node.worker import policy_of
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    OK = "OK"
+    WARNING = "WARNING"
+    """The node works; somebody should know."""
+    PROBLEM = "PROBLEM"
+    """The node does not work, or loses time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found; ``cure`` is empty only where all is well."""
+
+    check: str
+    level: Level
+    what: str
+    cure: str = ""
+
+
+Found = Iterator[tuple[Level, str, str]]
+OLDEST_NOW = 1.75e9
+"""A time before this (2025) is a clock that was never set."""
+AHEAD_S = 120.0
+"""Seconds the newest event of the ledger may lie in the future."""
+
+
+def examine(settings: Settings, now: Callable[[], float] = time.time) -> list[Finding]:
+    """Every check in turn; one that cannot be made is a finding too."""
+    return [finding for name in CHECKS for finding in _run(name, settings, now())]
+
+
+def _run(name: str, settings: Settings, now: float) -> list[Finding]:
+    try:
+        return [Finding(name, *found) for found in CHECKS[name](settings, now)]
+    except (NodeError, EngineError, OSError, sqlite3.Error) as error:
+        return [Finding(name, Level.PROBLEM, str(error), CURES[name])]
+
+
+def _disk(settings: Settings, _now: float) -> Found:
+    folder, least = settings.storage.data_dir, settings.storage.min_free_bytes
+    if not folder.is_dir():
+        yield Level.WARNING, f"{folder} is not there yet", "start the node once, or create it for its user"
+        return
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        yield Level.PROBLEM, f"{folder} cannot be written by this user", "sudo -u s2node s2node doctor"
+    found = os.statvfs(folder)
+    free = found.f_bavail * found.f_frsize
+    words = f"{free:,} bytes are free and {least:,} must stay free"
+    if free < least:
+        yield Level.PROBLEM, f"{words}: senders get 0xA700", "s2node purge, or a larger disk"
+    elif free < 2 * least:
+        yield Level.WARNING, words, "s2node purge, or a larger disk"
+    else:
+        yield Level.OK, words, ""
+
+
+def _ledger(settings: Settings, _now: float) -> Found:
+    with closing(_reading(settings)) as db:
+        version = version_of(db)
+        if version > len(MIGRATIONS):
+            cure = "start the newer s2node that wrote it, or restore the copy made before the update"
+            yield Level.PROBLEM, f"schema version {version}, this s2node knows {len(MIGRATIONS)}", cure
+            return
+        if version < len(MIGRATIONS):
+            yield Level.WARNING, f"schema version {version}", "nothing: the next start brings it up to date"
+        parked = db.execute("SELECT count(*) FROM job WHERE state = 'PARKED'").fetchone()[0]
+    if parked:
+        cure = "s2node jobs list --state PARKED, mend the cause, s2node jobs retry --parked"
+        yield Level.WARNING, f"{parked} jobs are parked", cure
+    if version == len(MIGRATIONS) and not parked:
+        yield Level.OK, f"schema version {version}, no job is parked", ""
+
+
+def _clock(settings: Settings, now: float) -> Found:
+    if now < OLDEST_NOW:
+        yield Level.PROBLEM, "the clock was never set", CURES["clock"]
+        return
+    if not (settings.storage.data_dir / LEDGER_FILE).exists():
+        yield Level.OK, "set", ""
+        return
+    with closing(_reading(settings)) as db:
+        newest = db.execute("SELECT max(at) FROM event").fetchone()[0] or 0.0
+    if newest > now + AHEAD_S:
+        yield Level.PROBLEM, f"the newest event lies {newest - now:.0f} s in the future", CURES["clock"]
+    else:
+        yield Level.OK, "set, and not behind the ledger", ""
+
+
+def _models(settings: Settings, _now: float) -> Found:
+    for row in ModelStore(settings).list():
+        name = row.model_id or row.folder.name
+        if row.problem is None:
+            yield Level.OK, f"{name}: every digest is right", ""
+        elif row.active:
+            yield Level.PROBLEM, f"{name}: {row.problem}", CURES["models"]
+        else:
+            yield Level.WARNING, f"{name}, not active: {row.problem}", f"remove {row.folder}"
+
+
+def _provider(settings: Settings, _now: float) -> Found:
+    for phase, folder in ModelStore(settings).active().items():
+        opened = open_graphs(read_bundle(folder), policy_of(settings.engine))
+        if opened.fallback is None:
+            yield Level.OK, f"{phase} runs on {opened.provider}", ""
+        else:
+            yield Level.WARNING, f"{phase} runs on {opened.provider}: {opened.fallback}", CURES["provider"]
+
+
+def _listener(settings: Settings, _now: float) -> Found:
+    listen = settings.listen
+    where = f"{listen.host}:{listen.port}"
+    if listen.port == 0:
+        yield Level.WARNING, "listen.port = 0 takes another port at every start", "write a port"
+    elif watchdog.answers(listen, listen.port):
+        yield Level.OK, f"{listen.ae_title} answers at {where}", ""
+    else:
+        yield Level.PROBLEM, f"nobody answers at {where}", CURES["listener"]
+
+
+def _peers(settings: Settings, _now: float) -> Found:
+    for destination in settings.destinations:
+        if isinstance(destination, FolderDestination):
+            yield _folder(destination)
+        else:
+            yield _echo(destination.name, destination, Level.PROBLEM)
+    for requester in settings.requesters:
+        name = f"requester {requester.ae_title}"
+        yield _echo(name, peer_of(requester, settings.listen.ae_title), Level.WARNING)
+    if not settings.destinations:
+        yield Level.WARNING, "there is no destination: results stay in the outbox", "add [[destinations]]"
+
+
+def _folder(destination: FolderDestination) -> tuple[Level, str, str]:
+    if os.access(destination.path, os.W_OK | os.X_OK):
+        return Level.OK, f"{destination.name}: the folder can be written", ""
+    cure = f"create {destination.path} for the node's user, or mount its share"
+    return Level.PROBLEM, f"{destination.name}: the folder is not there or cannot be written", cure
+
+
+def _echo(name: str, peer: StoreDestination, level: Level) -> tuple[Level, str, str]:
+    try:
+        scu.echo(peer)
+    except NodeError as error:
+        return level, f"{name}: {error}", CURES["peers"]
+    return Level.OK, f"{name}: answers a C-ECHO", ""
+
+
+def _reading(settings: Settings) -> sqlite3.Connection:
+    """The ledger for reading; raises FileNotFoundError where no node has run yet."""
+    path = (settings.storage.data_dir / LEDGER_FILE).absolute()
+    if not path.exists():
+        raise FileNotFoundError(f"no ledger at {path}")
+    return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=10)
+
+
+Check = Callable[[Settings, float], Found]
+CHECKS: Mapping[str, Check] = {
+    "disk": _disk,
+    "ledger": _ledger,
+    "clock": _clock,
+    "models": _models,
+    "provider": _provider,
+    "listener": _listener,
+    "peers": _peers,
+}
+"""Every check, in the order they are made; the configuration was valid before the first."""
+
+CURES: Mapping[str, str] = {
+    "disk": "look at the disk: df -h, dmesg, and the permissions of storage.data_dir",
+    "ledger": "start the node once, or name the --config it runs with; else restore storage.data_dir",
+    "clock": "switch on time synchronisation: timedatectl set-ntp true",
+    "models": "s2node models rollback PHASE, or activate a whole bundle",
+    "provider": "install what engine.provider asks for, or choose another one",
+    "listener": "systemctl status s2node; journalctl -u s2node -n 50",
+    "peers": "check host, port and AE titles here and there, the firewall, and whether the peer is up",
+}
+"""What to do where a check itself fails."""
