@@ -232,6 +232,8 @@ class DiffusionConfig(Frozen):
     source_condition: Literal["none", "cells"] = "cells"
     """none: the network sees z_t and E_n, the paper. cells: also x_n, a channel for every voxel of a latent
     cell: E_n is made to resemble E_c, which knows no anatomy once the decoder has it from the source."""
+    encoded_crops: int = Field(default=0, ge=0)
+    """Crops drawn and encoded once, to be learnt from again and again; 0 encodes a new crop at every step."""
     timesteps: PositiveInt = 1000
     beta_schedule: tuple[PositiveFloat, PositiveFloat] = (0.0015, 0.0195)
     mask: MaskConfig = MaskConfig()
@@ -282,7 +284,9 @@ class RecordConfig(Frozen):
 
 
 UNFELT: dict[str, Any] = {"loop": {"recompute"}}
-"""Keys of a stage's section that no number depends on and that came after the first checkpoints."""
+"""Keys of a stage's section that no number depends on."""
+LATER = ("encoded_crops",)
+"""Keys of a stage's section that came after the first checkpoints: digests know them once they are set."""
 
 
 class RunConfig(Frozen):
@@ -303,9 +307,16 @@ class RunConfig(Frozen):
 
     def digest(self, stage: str) -> str:
         """Sha256 of every key that the numbers of this stage depend on."""
-        stages = {stage, *self.stands_on.get(stage, ())}
-        text = self.model_dump_json(include={"data", *stages}, exclude=dict.fromkeys(stages, UNFELT))
+        stages = (stage, *self.stands_on.get(stage, ()))
+        left_out = {name: self._left_out(name) for name in stages}
+        text = self.model_dump_json(include={"data", *stages}, exclude=left_out)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def _left_out(self, stage: str) -> dict[str, Any]:
+        section = getattr(self, stage)
+        fields = type(section).model_fields
+        unset = [k for k in LATER if k in fields and getattr(section, k) == fields[k].default]
+        return UNFELT | dict.fromkeys(unset, True)
 
 
 class TrainConfig(RunConfig):

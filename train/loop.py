@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 
 from train import checkpoint as ckpt
 from train import ranks
+from train.ahead import Ahead, Batches
 from train.budget import Budget, Every, StopRequest, learning_rate, stop_on_signal
 from train.config import LoopConfig, OptimiserConfig, RunConfig
 from train.data import Pairs, data_digest, split_digest, training_pairs, validation_pairs
@@ -31,14 +32,6 @@ from train.pictures import Sample, draw_samples
 from train.run import Monitor, commit, machine, now_utc, peak_memory, write_card
 
 log = logging.getLogger(__name__)
-
-
-class Batches(Protocol):
-    """Where steps get their tensors: ``Pairs``, or what a method makes of them in ``begin``."""
-
-    def batch(self, seed: int, step: int, size: int) -> tuple[Tensor, ...]:
-        """The same numbers for the same (seed, step); each tensor (size, …)."""
-        ...
 
 
 class Method(Protocol):
@@ -117,7 +110,10 @@ def train(
     with Monitor(out, budget, plan.title, config.record, fabric.is_global_zero) as monitor:
         pairs = training_pairs(config.data, cache, lambda n, of: log.info("case %d of %d", n, of))
         held_out = validation_pairs(config.data, cache)
-        run = Run(plan, fabric, method, budget, method.begin(pairs, resume), held_out, monitor, out)
+        batches = method.begin(pairs, resume)
+        if fabric.device.type != "cpu":
+            batches = Ahead(batches)
+        run = Run(plan, fabric, method, budget, batches, held_out, monitor, out)
         with stop_on_signal() as stop:
             steps(run, stop)
     if fabric.is_global_zero:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def training(config: TrainConfig) -> DiffusionTraining:
     denoiser = Denoiser(config.diffusion, config.autoencoder)
     ema = torch.optim.swa_utils.AveragedModel(denoiser)
     denoiser, optimiser = fabric.setup(denoiser, torch.optim.AdamW(denoiser.parameters(), lr=1e-2))
-    return DiffusionTraining(config, fabric, denoiser, ema, optimiser, frozen, 1.0, {})
+    return DiffusionTraining(config, fabric, denoiser, ema, optimiser, frozen, 1.0, {}, Path())
 
 
 @pytest.mark.parametrize(

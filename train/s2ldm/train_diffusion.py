@@ -23,12 +23,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from engine import samplers
 from engine.volume import Float32
 from train import checkpoint as ckpt
+from train.ahead import Batches
 from train.config import TrainConfig
 from train.data import Pairs
 from train.loop import Plan, count_parameters, descend, set_rate, train
 from train.recompute import recompute
 from train.s2ldm.autoencoder import SyncreticAutoencoder
 from train.s2ldm.denoiser import Denoiser
+from train.s2ldm.encoded import encoded_pairs
 from train.s2ldm.formulation import loss, pose, sampler_spec
 from train.s2ldm.train_autoencoder import STAGE as STAGE_ONE
 
@@ -42,10 +44,10 @@ def train_diffusion(
 ) -> Path:
     """Train stage 2 on the stage 1 checkpoint ``autoencoder``; returns the new checkpoint's path."""
     plan = Plan(STAGE, config, config.diffusion.loop)
-    return train(plan, lambda fabric: build(config, fabric, autoencoder), out, cache, resume)
+    return train(plan, lambda fabric: build(config, fabric, autoencoder, cache), out, cache, resume)
 
 
-def build(config: TrainConfig, fabric: Fabric, autoencoder: Path) -> DiffusionTraining:
+def build(config: TrainConfig, fabric: Fabric, autoencoder: Path, cache: Path) -> DiffusionTraining:
     """The frozen stage 1, the denoiser, its average and its optimiser."""
     this, o = config.diffusion, config.diffusion.optimiser
     frozen, stage_one = load_frozen(autoencoder, config)
@@ -56,7 +58,7 @@ def build(config: TrainConfig, fabric: Fabric, autoencoder: Path) -> DiffusionTr
         recompute([*denoiser.unet.down_blocks, *denoiser.unet.up_blocks])
     denoiser, optimiser = fabric.setup(denoiser, optimiser)
     ema, frozen = fabric.to_device(ema), fabric.to_device(frozen)
-    return DiffusionTraining(config, fabric, denoiser, ema, optimiser, frozen, 1.0, stage_one)
+    return DiffusionTraining(config, fabric, denoiser, ema, optimiser, frozen, 1.0, stage_one, cache)
 
 
 def load_frozen(folder: Path, config: TrainConfig) -> tuple[SyncreticAutoencoder, dict[str, Any]]:
@@ -89,6 +91,7 @@ class DiffusionTraining:
     autoencoder: SyncreticAutoencoder
     scale: float
     stage_one: dict[str, Any]
+    cache: Path
 
     def states(self) -> dict[str, Any]:
         """State of every part, for the checkpoint."""
@@ -100,17 +103,23 @@ class DiffusionTraining:
             getattr(self, name).load_state_dict(states[name])
         self.scale = states["scale"]
 
-    def begin(self, pairs: Pairs, resumed: bool) -> Pairs:
-        """Measure the latents' scale, once."""
+    def begin(self, pairs: Pairs, resumed: bool) -> Batches:
+        """Measure the latents' scale, once; encode the crops where that is done once."""
         if not resumed:
             self.scale = latent_scale(self.config, self.fabric, self.autoencoder, pairs)
-        return pairs
+        if not self.config.diffusion.encoded_crops:
+            return pairs
+        return encoded_pairs(self.config, self.fabric, self.autoencoder, pairs, self.cache)
 
-    def step(self, progress: float, x_n: Tensor, x_c: Tensor) -> dict[str, Tensor]:
-        """Encode, pose the question, one optimiser step of the denoiser."""
+    def step(self, progress: float, x_n: Tensor, *rest: Tensor) -> dict[str, Tensor]:
+        """Encode unless that is done, pose the question, one optimiser step of the denoiser.
+
+        ``rest`` is x_c, or E_n and E_c of ``EncodedPairs``.
+        """
         this = self.config.diffusion
         rate = set_rate(self.optimiser, this.optimiser, progress)
-        e_n, e_c = self.encode_pair(x_n, x_c)
+        encoded = len(rest) == 2
+        e_n, e_c = (e * self.scale for e in rest) if encoded else self.encode_pair(x_n, *rest)
         problem = pose(this, e_n, e_c, progress)
         answer = self.denoiser(problem.z_t, problem.source, problem.t, x_n)
         l_diff = loss(this, answer, problem)
