@@ -15,6 +15,7 @@ from engine.session import SessionPolicy
 from train.checkpoint import CheckpointUnusable
 from train.config import Phase, TrainConfig, TrainConfigInvalid, load_train_config
 from train.methods import METHODS, Entry
+from train.prepare.commands import paint, phantoms, prepare
 from train.real import PairsUnusable
 
 EXIT_CONFIG = 78
@@ -33,6 +34,10 @@ OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
 CacheFolder = Annotated[Path, typer.Option("--cache", help="Where prepared cases are kept between runs.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out, or fail.")]
 StageOneFolder = Annotated[Path, typer.Option("--autoencoder", help="Folder of the finished stage 1.")]
+
+
+for _command in (prepare, paint, phantoms):
+    app.command()(_command)
 
 
 @app.command()

@@ -110,16 +110,23 @@ def split_digest(config: DataConfig) -> str:
 def read_volume(path: Path) -> Volume:
     """A NIfTI, MetaImage or NRRD file in LPS. Raises PairsUnusable."""
     try:
-        image = sitk.ReadImage(str(path), sitk.sitkFloat32)
-        return Volume(sitk.GetArrayFromImage(image), _geometry(image))
+        return to_volume(sitk.ReadImage(str(path), sitk.sitkFloat32))
     except (RuntimeError, ValueError) as error:
         raise PairsUnusable(f"{path}: {error}") from error
 
 
+def read_upright(file: Path) -> Volume:
+    """A volume with slices upward, rows to the back, columns to the left. Raises PairsUnusable."""
+    try:
+        image = sitk.DICOMOrient(sitk.ReadImage(str(file), sitk.sitkFloat32), "LPS")
+        return to_volume(image)
+    except (RuntimeError, ValueError) as error:
+        raise PairsUnusable(f"{file}: {error}") from error
+
+
 def onto(moving: Volume, fixed: Geometry) -> Float32:
     """``moving`` on the grid of ``fixed``, linearly, by the coordinates both have; outside it is air."""
-    image = sitk.GetImageFromArray(moving.hu)
-    _place(image, moving.geometry)
+    image = to_image(moving)
     size = [int(n) for n in reversed(fixed.shape)]
     resampled = sitk.Resample(
         image, size, sitk.Transform(), sitk.sitkLinear, fixed.origin_mm, fixed.spacing_mm[::-1],
@@ -189,17 +196,24 @@ def _digest(config: DataConfig, *files: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _geometry(image: sitk.Image) -> Geometry:
+def to_image(volume: Volume) -> sitk.Image:
+    """The volume as SimpleITK knows it, at its place in space."""
+    image = sitk.GetImageFromArray(volume.hu)
+    image.SetSpacing(volume.geometry.spacing_mm[::-1])
+    image.SetOrigin(volume.geometry.origin_mm)
+    image.SetDirection(volume.geometry.direction_matrix[:, ::-1].ravel().tolist())
+    return image
+
+
+def to_volume(image: sitk.Image) -> Volume:
+    """The float32 image as the engine knows it. Raises ValueError where its axes are not at right angles."""
     x, y, z = np.array(image.GetDirection()).reshape(3, 3).T
     a, b, c = (float(s) for s in reversed(image.GetSpacing()))
     slices, rows, columns = reversed(image.GetSize())
-    return Geometry((slices, rows, columns), (a, b, c), _vec(image.GetOrigin()), (_vec(z), _vec(y), _vec(x)))
-
-
-def _place(image: sitk.Image, geometry: Geometry) -> None:
-    image.SetSpacing(geometry.spacing_mm[::-1])
-    image.SetOrigin(geometry.origin_mm)
-    image.SetDirection(geometry.direction_matrix[:, ::-1].ravel().tolist())
+    geometry = Geometry(
+        (slices, rows, columns), (a, b, c), _vec(image.GetOrigin()), (_vec(z), _vec(y), _vec(x))
+    )
+    return Volume(sitk.GetArrayFromImage(image), geometry)
 
 
 def _vec(values: NDArray[np.float64] | tuple[float, ...]) -> Vec3:
