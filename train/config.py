@@ -278,7 +278,7 @@ class RecordConfig(Frozen):
     pictures: PositiveInt = 2
     """Held-out crops a picture shows; no more than ``loop.validation_crops``."""
     mlflow: str = ""
-    """URI of an MLflow server or folder, besides TensorBoard; needs the extra ``mlflow``."""
+    """URI of an MLflow server, besides TensorBoard; needs the extra ``mlflow``."""
     experiment: str = "s2node"
     """MLflow's experiment."""
 

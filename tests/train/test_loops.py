@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -19,10 +20,12 @@ from lightning.fabric.plugins import MixedPrecision
 from train import checkpoint as ckpt
 from train import loop
 from train import run as run_module
-from train.config import TrainConfig
+from train.config import TrainConfig, load_train_config
 from train.data import data_digest, split_digest, training_pairs
 from train.s2ldm import train_autoencoder as one
 from train.s2ldm import train_diffusion as two
+
+ABLATION = Path(__file__).resolve().parents[2] / "config" / "train" / "ablation"
 
 
 def changed(config: TrainConfig, steps: int, **autoencoder: Any) -> TrainConfig:
@@ -238,3 +241,16 @@ def test_the_papers_ablations_train(trained: Any, tmp_path: Path) -> None:
     one.train_autoencoder(config, tmp_path / "unsharp", trained.cache)
     figures = latest(tmp_path / "unsharp")
     assert "loss/sim" not in figures
+
+
+@pytest.mark.parametrize("row", ["a", "b", "c", "d", "full"])
+def test_every_row_of_table_2_trains_through_both_stages(trained: Any, tmp_path: Path, row: str) -> None:
+    values = load_train_config(ABLATION / f"{row}.toml").model_dump()
+    values |= {"data": trained.config.data.model_dump(), "record": {"picture_minutes": 0}}
+    for stage in ("autoencoder", "diffusion"):
+        values[stage]["loop"] |= {"steps": 1, "validation_crops": 1, "log_steps": 1}
+    config = TrainConfig.model_validate(values)
+    one.train_autoencoder(config, tmp_path / "one", trained.cache)
+    two.train_diffusion(config, tmp_path / "one", tmp_path / "two", trained.cache)
+    assert ("loss/sim" in latest(tmp_path / "one")) == (row in {"c", "full"})
+    assert math.isfinite(latest(tmp_path / "two")["loss/diff"])

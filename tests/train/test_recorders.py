@@ -52,7 +52,10 @@ def test_mlflow_that_is_not_installed_is_named_with_its_extra(
 
 @pytest.mark.skipif(not importlib.util.find_spec("mlflow"), reason="the extra mlflow is not installed")
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_gets_numbers_and_pictures_in_one_run_for_a_resumed_one_too(tmp_path: Path) -> None:
+def test_mlflow_gets_numbers_and_pictures_in_one_run_for_a_resumed_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     from mlflow.tracking import MlflowClient  # noqa: PLC0415
 
     config = RecordConfig(mlflow=(tmp_path / "mlruns").as_uri())
