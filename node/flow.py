@@ -10,6 +10,7 @@
     worker process ─> build          files -> series -> synthesis -> datasets
                       spool.place    datasets into the outbox                   READY -> BUILT
     deliver lanes ──> destinations   one lane each, every answer kept           BUILT -> DELIVERED
+    ask lanes ──────> commitment     does it answer for them?                   -> COMMITTED | BUILT again
 
 ``service.Node`` starts and stops all of it; ``worker`` is the child process; ``deliver`` is one lane;
 ``states.MOVES`` is the table of states. Every step's files are safe before its state moves, and every step
