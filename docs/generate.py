@@ -61,7 +61,7 @@ written from the commands by `make docs`.
   `sudo -u s2node s2node jobs list`.
 - **Scripts.** With `--json` the result is JSON on standard output; progress goes to standard error. A listing
   is one JSON list with one object a row, one row a line.
-- **Extras.** `train`, `evaluate`, `export` and `bench engine` need the extra `train`
+- **Extras.** `train`, `evaluate`, `compare`, `export` and `bench engine` need the extra `train`
   (`pip install 's2node[train]'`) and say so where it is missing."""
 
 

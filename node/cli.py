@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 PLUGINS: Mapping[str, str] = {
     "train": "Train the stages of a model.",
     "evaluate": "Measure models on phantoms that were not used in training.",
+    "compare": "Train every method for the same time and compare them.",
     "export": "Turn a checkpoint into a verified bundle.",
     "bench-engine": "Compare ONNX Runtime with torch on the same graphs.",
 }

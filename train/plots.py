@@ -62,8 +62,8 @@ def planes(shown: Shown) -> Figure:
             draw(axis, title, hu, shown.aspect)
             for axis, (title, hu) in zip(axes, _panels(shown), strict=True)
         ]
-        _scale(figure, images[2], list(axes[:3]))
-        _scale(figure, images[3], [axes[3]])
+        scale(figure, images[2], list(axes[:3]))
+        scale(figure, images[3], [axes[3]])
     return figure
 
 
@@ -77,7 +77,7 @@ def draw(axis: Axes, title: str, hu: Float32, aspect: float = 1.0) -> AxesImage:
     return axis.imshow(hu, cmap=colours, vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
 
 
-def _scale(figure: Figure, image: AxesImage, axes: list[Axes]) -> None:
+def scale(figure: Figure, image: AxesImage, axes: list[Axes]) -> None:
     """One HU scale for planes that share it."""
     bar = figure.colorbar(image, ax=axes, shrink=0.9, pad=0.01, aspect=30, extend="both")
     bar.set_label("HU")

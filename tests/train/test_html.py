@@ -98,4 +98,4 @@ def test_numbers_are_written_with_spread_and_interval() -> None:
     assert spread([1.0, 1.0], 1) == "1.0 ± 0.0 [1.0, 1.0]"
     assert p_value(1e-6) == "< 0.001"
     assert p_value(0.25) == "0.250"
-    assert "b" not in html_table([("a", "b"), ("1", "")])
+    assert "<th>b" not in html_table([("a", "b"), ("1", "")])

@@ -1,0 +1,265 @@
+"""The page of a comparison: tables in the shape of the paper's Table 1 and 2, organs, budgets, pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.measure import CONTROLS
+from train.measure_row import load_planes
+from train.rows import Preset, Row
+from train.statistics import Summary, paired_p, summarise
+
+Found = Mapping[tuple[str, str], Mapping[str, Any]]
+"""(row, phase) → what ``train.measure_row`` wrote."""
+
+METRICS: Mapping[str, tuple[str, int]] = {"nmse": ("NMSE ↓", 4), "psnr": ("PSNR ↑", 2), "ssim": ("SSIM ↑", 3)}
+PAPER_DIGITS = (3, 2, 3)
+OURS = "s2ldm"
+PHASES = ("arterial", "venous")
+ABSENT = "–"
+SHOWN_ORGANS = ("aorta", "portal_vein", "liver", "renal_cortex", "spleen", "pancreas")
+
+DIFFERENT_DATA = """\
+**These are not the paper's data.** The paper's figures come from 164 and 170 patients of one hospital,
+scored on its validation cases with an NMSE that it does not define. Ours come from computed phantoms
+whose phases fit each other exactly, scored inside the body with NMSE = Σe²/Σy², y counted from −200 HU.
+Columns must not be compared with each other, only rows within a column; and how the rows are ordered
+here says nothing about patients."""
+ORACLE = """\
+*Oracle* adds to each source the rise that its anatomy lets one expect. A patient's own level of
+enhancement is not in an unenhanced scan, so no method can beat it on average in an organ. It keeps the
+source's grain, which the truth does not share; *without grain* is the expectation itself, which nobody
+beats in squared error."""
+ORGANS = """\
+Mean absolute error of the organ's mean HU over patients, ± standard deviation, with the 95 % interval
+of the mean; in brackets the slope of enhancement over patients (1 follows each, 0 gives everybody the
+average)."""
+CONTROL_NOTE = """\
+Mean change in HU from the source; the truth's own change stands in the oracle's row. Thin vessels:
+contrast that vessels of 3 to 6 mm gained on their surroundings, as a share of the oracle's. Flicker and
+seams: 1 is as the truth."""
+INTRODUCTION = """\
+Written by `s2node compare`. Every trained row had the same wall-clock time on the same machine, and all
+were measured on the same {cases} phantoms (seeds {first} to {last}), which no training has seen.
+Metrics are taken inside the body in the window −200 to 200 HU: mean ± standard deviation over patients
+and, in brackets, the 95 % bootstrap interval of the mean. † differs from S²LDM with p < 0.05
+(Wilcoxon's signed-rank test, paired by patient, not corrected for the number of tests)."""
+
+
+def write_results(out: Path, folder: Path, table: Mapping[str, Row], preset: Preset) -> None:
+    """Write ``out`` and, beside it under images/, one picture a phase, from the rows that are finished."""
+    found = read_results(folder, table)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pictures = [
+        name
+        for phase in PHASES
+        if (name := _write_picture(out.parent / "images", folder, found, table, phase))
+    ]
+    out.write_text(page(found, table, preset, pictures), encoding="utf-8")
+
+
+def read_results(folder: Path, table: Mapping[str, Row]) -> Found:
+    """Every finished row of the folder."""
+    files = {
+        (name, phase): folder / f"{name}-{phase}.json" for name, row in table.items() for phase in row.phases
+    }
+    return {key: json.loads(file.read_text()) for key, file in files.items() if file.exists()}
+
+
+def page(found: Found, table: Mapping[str, Row], preset: Preset, pictures: Sequence[str] = ()) -> str:
+    """The whole page in Markdown."""
+    comparison = {name: row for name, row in table.items() if row.table == "comparison"}
+    ablation = {name: row for name, row in table.items() if row.table == "ablation"}
+    wanted = sum(len(row.phases) for row in table.values())
+    parts = [
+        "# Results",
+        _introduction(found, preset, wanted),
+        DIFFERENT_DATA,
+        "## Table 1: methods",
+        _table(_image_table(found, comparison, PHASES)),
+        ORACLE,
+        "## Table 2: parts of S²LDM, venous",
+        _table(_image_table(found, ablation, ("venous",))),
+        "## Organs",
+        ORGANS,
+    ]
+    for phase in PHASES:
+        parts += [f"### {phase.capitalize()}", _table(_organ_table(found, table, phase))]
+    parts += ["## What must not change, and what must not be lost", CONTROL_NOTE]
+    parts += [_table(_control_table(found, table))]
+    parts += ["## What each row had", _table(_budget_table(found, table))]
+    parts += [f"![Rows of the {name.split('-')[-1].split('.')[0]} phase](images/{name})" for name in pictures]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _introduction(found: Found, preset: Preset, wanted: int) -> str:
+    first = preset.first_seed
+    text = INTRODUCTION.format(cases=preset.cases, first=first, last=first + preset.cases - 1)
+    if len(found) == wanted:
+        return text
+    return f"{text}\n\n**Not finished:** {len(found)} of {wanted} rows and phases are here."
+
+
+def _image_table(found: Found, rows: Mapping[str, Row], phases: Sequence[str]) -> Iterator[Sequence[str]]:
+    """One line a row: ours and the paper's figures side by side, phase by phase."""
+    heads = [f"{phase}: {words}" for phase in phases for words, _ in METRICS.values()]
+    papers = [f"paper, {phase}" for phase in phases]
+    yield ("method", *heads, *papers)
+    reference = "full" if "full" in rows else OURS
+    for name, row in rows.items():
+        cells = [
+            _image_cell(found, name, reference, phase, key, digits)
+            for phase in phases
+            for key, (_, digits) in METRICS.items()
+        ]
+        yield (row.title, *cells, *(_paper(row, phase) for phase in phases))
+
+
+def _image_cell(found: Found, name: str, reference: str, phase: str, key: str, digits: int) -> str:
+    values = _body(found, name, phase, key)
+    if not values:
+        return ABSENT
+    others = _body(found, reference, phase, key)
+    differs = name != reference and len(others) == len(values) and paired_p(values, others) < 0.05
+    return spread(summarise(values), digits) + (" †" if differs else "")
+
+
+def _paper(row: Row, phase: str) -> str:
+    if phase not in row.paper:
+        return ABSENT
+    return " / ".join(f"{v:.{d}f}" for v, d in zip(row.paper[phase], PAPER_DIGITS, strict=True))
+
+
+def _organ_table(found: Found, table: Mapping[str, Row], phase: str) -> Iterator[Sequence[str]]:
+    yield ("method", *(organ.replace("_", " ") for organ in SHOWN_ORGANS))
+    for name, row in table.items():
+        if phase in row.phases:
+            yield (row.title, *(_organ_cell(found.get((name, phase)), organ) for organ in SHOWN_ORGANS))
+
+
+def _organ_cell(result: Mapping[str, Any] | None, organ: str) -> str:
+    means = organ_means(result, organ)
+    if not len(means):
+        return ABSENT
+    source, truth, made = means.T
+    text = spread(summarise(np.abs(made - truth)), 1)
+    wanted, got = truth - source, made - source
+    if len(means) < 3 or not np.var(wanted):
+        return text
+    return f"{text} (β {np.cov(wanted, got, bias=True)[0, 1] / np.var(wanted):.2f})"
+
+
+def organ_means(result: Mapping[str, Any] | None, organ: str) -> Any:
+    """(patients, 3) mean HU of source, truth and synthesis; empty where there are none."""
+    rows = [row["organs"].get(organ) for row in result["rows"]] if result else []
+    return np.array([[row["source"], row["truth"], row["made"]] for row in rows if row])
+
+
+def _control_table(found: Found, table: Mapping[str, Row]) -> Iterator[Sequence[str]]:
+    kept = [name for name in CONTROLS if name != "air"]
+    yield ("method", "phase", *kept, "thin vessels, of the oracle's", "z flicker", "seam ratio")
+    for name, row in table.items():
+        for phase in row.phases:
+            result = found.get((name, phase))
+            if result:
+                controls = (_control(result, control, name == "oracle") for control in kept)
+                yield (
+                    row.title, phase, *controls, vessel_share(found, name, phase),
+                    _average(result, "z_flicker"), _average(result, "seam_ratio"),
+                )  # fmt: skip
+
+
+def _control(result: Mapping[str, Any], control: str, with_truth: bool) -> str:
+    changes = [row["controls"][control] for row in result["rows"] if control in row["controls"]]
+    if not changes:
+        return ABSENT
+    mean, _, true = np.mean(changes, axis=0).tolist()
+    return f"{mean:+.1f} (truth {true:+.1f})" if with_truth else f"{mean:+.1f}"
+
+
+def vessel_share(found: Found, name: str, phase: str) -> str:
+    """Contrast gained by thin vessels against the oracle's on the same patients."""
+    own, oracle = (_gains(found.get((row, phase))) for row in (name, "oracle"))
+    shared = own.keys() & oracle.keys()
+    if not shared:
+        return ABSENT
+    return f"{100 * sum(own[c] for c in shared) / sum(oracle[c] for c in shared):.0f} %"
+
+
+def _gains(result: Mapping[str, Any] | None) -> dict[str, float]:
+    rows = result["rows"] if result else []
+    return {row["case"]: row["vessels"]["made"] for row in rows if row["vessels"]}
+
+
+def _average(result: Mapping[str, Any], key: str) -> str:
+    values = [row[key] for row in result["rows"] if row[key] is not None]
+    return f"{np.mean(values):.2f}" if values else ABSENT
+
+
+def _budget_table(found: Found, table: Mapping[str, Row]) -> Iterator[Sequence[str]]:
+    yield ("method", "phase", "minutes trained", "steps", "parameters", "seconds a phantom")
+    for name, row in table.items():
+        for phase in row.phases:
+            result = found.get((name, phase))
+            if result:
+                stages = list(result["trained"].values())
+                yield (row.title, phase, *_budget(stages), f"{result['seconds']:.1f}")
+
+
+def _budget(stages: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
+    if not stages:
+        return (ABSENT, ABSENT, ABSENT)
+    parameters = sum(sum(stage.get("parameters", {}).values()) for stage in stages)
+    return (
+        " + ".join(f"{stage['minutes']:.1f}" for stage in stages),
+        " + ".join(str(stage["steps"]) for stage in stages),
+        f"{parameters:,}",
+    )
+
+
+def _body(found: Found, name: str, phase: str, key: str) -> list[float]:
+    result = found.get((name, phase))
+    return [row["body"][key] for row in result["rows"]] if result else []
+
+
+def spread(found: Summary, digits: int) -> str:
+    """``mean ± SD [low, high]``."""
+    mean, sd, low, high = (
+        f"{v:.{digits}f}" for v in (found["mean"], found["sd"], found["low"], found["high"])
+    )
+    return f"{mean} ± {sd} [{low}, {high}]"
+
+
+def _table(rows: Iterator[Sequence[str]]) -> str:
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _write_picture(folder: Path, results: Path, found: Found, table: Mapping[str, Row], phase: str) -> str:
+    """The first phantom's axial plane of every row and its error; the file's name, or nothing."""
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    from train.plots import MINUS, draw, scale  # noqa: PLC0415
+
+    names = [name for name in table if (name, phase) in found and (results / f"{name}-{phase}.npz").exists()]
+    if not names:
+        return ""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(3.0 * len(names) + 3.0, 4.6), layout="constrained")
+    axes = figure.subplots(2, len(names) + 1, squeeze=False)
+    for column, name in enumerate(names, 1):
+        shown = load_planes(results / f"{name}-{phase}.npz")[0]
+        made = draw(axes[0, column], name, shown.made, shown.aspect)
+        error = draw(axes[1, column], f"{MINUS} truth", shown.made - shown.truth, shown.aspect)
+        draw(axes[0, 0], "source", shown.source, shown.aspect)
+        draw(axes[1, 0], f"true {phase}", shown.truth, shown.aspect)
+    scale(figure, made, list(axes[0]))
+    scale(figure, error, list(axes[1]))
+    figure.savefig(folder / f"results-{phase}.png", dpi=70, metadata={"Software": None})
+    return f"results-{phase}.png"

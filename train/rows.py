@@ -1,0 +1,141 @@
+"""The rows of the comparison and how much time and which phantoms they get: literal tables.
+
+A row says what is trained and what is measured. ``loops`` names each stage's training loop in the row's
+configuration and its share of the row's minutes, so that every trained row has the same wall-clock time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import config.load
+from engine.volume import Shape3, Vec3
+
+CONFIGS = Path(config.load.__file__).parent / "train"
+
+Figures = tuple[float, float, float]
+"""NMSE, PSNR (dB), SSIM as the paper prints them."""
+Reads = Literal["identity", "oracle", "limit", "bundle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a table."""
+
+    title: str
+    table: Literal["comparison", "ablation"]
+    reads: Reads = "bundle"
+    """The image that is measured; ``limit`` is the oracle without the source's grain."""
+    config: str = ""
+    """File under ``config/train``."""
+    loops: Mapping[str, float] = field(default_factory=dict)
+    """Stage, a command of ``s2node train`` with a table ``[STAGE.loop]`` → share of the row's minutes."""
+    stands_on: str = ""
+    """The row whose first stage is used instead of training one."""
+    changes: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Table of the configuration → keys that this row sets."""
+    phases: tuple[str, ...] = ("arterial", "venous")
+    paper: Mapping[str, Figures] = field(default_factory=dict)
+
+
+S2LDM: Mapping[str, float] = {"autoencoder": 0.5, "diffusion": 0.5}
+VENOUS = ("venous",)
+
+ROWS: dict[str, Row] = {
+    "identity": Row("identity: the source as it is", "comparison", "identity"),
+    "unet25d": Row("2.5-D U-Net, L1", "comparison", config="unet25d.toml", loops={"unet25d": 1.0}),
+    "cyclegan": Row(
+        "CycleGAN (Zhu et al.)", "comparison", config="cyclegan.toml", loops={"cyclegan": 1.0},
+        paper={"arterial": (0.146, 25.03, 0.796), "venous": (0.161, 24.67, 0.804)},
+    ),
+    "pix2pix": Row(
+        "pix2pix (Isola et al.)", "comparison", config="pix2pix.toml", loops={"pix2pix": 1.0},
+        paper={"arterial": (0.132, 24.77, 0.819), "venous": (0.155, 24.84, 0.818)},
+    ),
+    "reggan": Row(
+        "RegGAN (Kong et al.)", "comparison", config="reggan.toml", loops={"reggan": 1.0},
+        paper={"arterial": (0.108, 25.86, 0.854), "venous": (0.129, 25.31, 0.857)},
+    ),
+    "ctagan": Row(
+        "CTA-GAN (Lyu et al.)", "comparison", config="ctagan.toml", loops={"ctagan": 1.0},
+        paper={"arterial": (0.103, 25.92, 0.889), "venous": (0.115, 25.58, 0.879)},
+    ),
+    "aldm": Row(
+        "ALDM (Kim and Park)", "comparison", config="aldm.toml", loops={"aldm": 1.0},
+        paper={"arterial": (0.098, 26.19, 0.872), "venous": (0.123, 25.36, 0.862)},
+    ),
+    "s2ldm": Row(
+        "S²LDM", "comparison", config="demo.toml", loops=S2LDM,
+        paper={"arterial": (0.087, 26.33, 0.895), "venous": (0.106, 25.79, 0.883)},
+    ),
+    # Eq. 4 as printed returns E_n where it is noised by nothing: one step is trained and none is taken.
+    "stage1": Row(
+        "S²LDM, stage 1 alone", "comparison", config="demo.toml", loops={"diffusion": 0.0}, stands_on="s2ldm",
+        changes={
+            "diffusion": {"formulation": "literal", "source_condition": "none"},
+            "diffusion.loop": {"steps": 1},
+            "diffusion.sampler": {"name": "ddim", "steps": 1, "strength": 0.0},
+        },
+    ),
+    "oracle": Row("oracle: the source with the expected rise", "comparison", "oracle"),
+    "limit": Row("oracle without grain: the expectation itself", "comparison", "limit"),
+    "a": Row(
+        "(a) latent diffusion alone", "ablation", config="ablation/a.toml", loops=S2LDM, phases=VENOUS,
+        paper={"venous": (0.133, 25.22, 0.857)},
+    ),
+    "b": Row(
+        "(b) + syncretic encoder", "ablation", config="ablation/b.toml", loops=S2LDM, phases=VENOUS,
+        paper={"venous": (0.127, 25.43, 0.862)},
+    ),
+    "c": Row(
+        "(c) + similarity loss", "ablation", config="ablation/c.toml", loops=S2LDM, phases=VENOUS,
+        paper={"venous": (0.112, 25.66, 0.872)},
+    ),
+    "d": Row(
+        "(d) + similarity mask, without the loss", "ablation", config="ablation/d.toml", loops=S2LDM,
+        phases=VENOUS, paper={"venous": (0.120, 25.64, 0.865)},
+    ),
+    "full": Row(
+        "S²LDM as printed: all of them", "ablation", config="ablation/full.toml", loops=S2LDM, phases=VENOUS,
+        paper={"venous": (0.106, 25.79, 0.883)},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """How long the whole table may take, side by side how many rows, and what they are measured on."""
+
+    hours: float
+    measuring_minutes: float
+    """Set aside for export and measurement of one row and phase."""
+    side_by_side: int
+    cases: int
+    first_seed: int
+    shape: Shape3
+    spacing_mm: Vec3
+    changes: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Keys set in every row's configuration, as in a row."""
+    steps: int = 1_000_000
+    """A stage also ends here; as it is, the minutes end it."""
+
+    def minutes(self, trained: int, measured: int) -> float:
+        """Training minutes of each of ``trained`` rows and phases, where ``measured`` need measuring too."""
+        left = 60 * self.hours * self.side_by_side - self.measuring_minutes * measured
+        return max(left / max(trained, 1), 60 * self.hours * 0.01)
+
+
+PRESETS: dict[str, Preset] = {
+    "cpu": Preset(
+        hours=5.0, measuring_minutes=9.0, side_by_side=2, cases=40, first_seed=9500, shape=(48, 256, 256),
+        spacing_mm=(3.0, 1.5, 1.5),
+    ),
+    "toy": Preset(
+        hours=0.1, measuring_minutes=1.0, side_by_side=1, cases=2, first_seed=9500, shape=(12, 72, 72),
+        spacing_mm=(6.0, 5.0, 5.0), steps=2, changes={"data": {"phantoms": 1, "validation_phantoms": 1}},
+    ),
+}  # fmt: skip
+"""``toy`` shows that everything runs; its figures mean nothing."""
