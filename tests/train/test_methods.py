@@ -111,7 +111,8 @@ def test_its_run_resumes_to_the_bit(
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [("pix2pix", 40), ("reggan", 50), ("ctagan", 50), ("unet25d", 120)]
+    ("name", "steps"),
+    [("pix2pix", 40), ("cyclegan", 200), ("reggan", 50), ("ctagan", 50), ("unet25d", 120)],
 )
 def test_it_learns_four_cases_by_heart_to_three_decibels_above_the_source(
     name: str, steps: int, cache: Path, tmp_path: Path
@@ -119,6 +120,16 @@ def test_it_learns_four_cases_by_heart_to_three_decibels_above_the_source(
     METHODS[name].trainer()(toy(name, steps, loop={"validation_crops": 8, "ema": 0.0}), tmp_path, cache)
     latest = figures(tmp_path)
     assert latest["psnr/model"] > latest["psnr/identity"] + 3.0
+
+
+def test_aldm_begins_to_rebuild_what_it_is_shown(cache: Path, tmp_path: Path) -> None:
+    """All four cases by heart take it minutes: tests/bench/overfit.py."""
+    rebuilt = []
+    for steps in (4, 60):
+        config = toy("aldm", steps, autoencoder_share=0.7, loop={"validation_crops": 4})
+        METHODS["aldm"].trainer()(config, tmp_path / str(steps), cache)
+        rebuilt.append(figures(tmp_path / str(steps))["psnr/rebuilt"])
+    assert rebuilt[1] > rebuilt[0] + 1.0
 
 
 def stop_after_two(monkeypatch: pytest.MonkeyPatch) -> None:
