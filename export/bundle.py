@@ -78,7 +78,7 @@ def export_bundle(
         write_manifest(folder, manifest)
         if evaluation_seeds:
             measured = evaluate([folder], evaluation_seeds, SessionPolicy(provider="cpu"))
-            manifest = manifest.model_copy(update={"metrics": _rounded(_metrics(measured, manifest.phase))})
+            manifest = manifest.model_copy(update={"metrics": rounded(_metrics(measured, manifest.phase))})
             write_manifest(folder, manifest)
         read_bundle(folder)
     return manifest
@@ -164,7 +164,10 @@ def _metrics(measured: dict[str, Any], phase: str) -> dict[str, Any]:
     return measured["phases"][phase] | {"seeds": measured["seeds"]}
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """Figures as the manifest keeps them: four places, lists for tuples, without what the manifest says itself."""
     if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items() if k not in ("model_digest", "model_id")}
+        return {k: rounded(v) for k, v in value.items() if k not in ("model_digest", "model_id")}
+    if isinstance(value, list | tuple):
+        return [rounded(v) for v in value]
     return round(value, 4) if isinstance(value, float) else value

@@ -19,7 +19,7 @@ from engine.session import SessionPolicy
 from engine.volume import Volume
 from export import parity
 from export.bench import compare, rebuild
-from export.bundle import BundleExists, export_bundle
+from export.bundle import BundleExists, export_bundle, rounded
 from export.graph import OPSET, weights_of
 from export.parity import ParityExceeded, Tolerance
 from export.s2ldm import load_model
@@ -28,6 +28,13 @@ from train.checkpoint import NAME, CheckpointUnusable
 from train.config import BundleConfig, TrainConfig
 
 CPU = SessionPolicy(provider="cpu", threads=1)
+
+
+def test_measured_figures_go_into_the_manifest_as_json_knows_them(bundle: Path) -> None:
+    figures = {"window_hu": (-200.0, 400.0), "organs": {"aorta": {"interval": [1.23456789, None]}}}
+    manifest = read_bundle(bundle).manifest.model_copy(update={"metrics": rounded(figures)})
+    kept = json.loads(manifest.model_dump_json())["metrics"]
+    assert kept == {"window_hu": [-200.0, 400.0], "organs": {"aorta": {"interval": [1.2346, None]}}}
 
 
 def test_the_manifest_says_what_was_trained(bundle: Path, few_steps: TrainConfig) -> None:
