@@ -165,7 +165,7 @@ def _metrics(measured: dict[str, Any], phase: str) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """Figures as the manifest keeps them: four places, lists for tuples, without what the manifest says itself."""
+    """Figures as the manifest keeps them: four places, lists for tuples, nothing the manifest says itself."""
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items() if k not in ("model_digest", "model_id")}
     if isinstance(value, list | tuple):

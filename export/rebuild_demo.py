@@ -1,4 +1,4 @@
-"""Train and export the shipped bundles anew: ``python -m export.rebuild_demo``, an hour and a half on two cores.
+"""Train and export the shipped bundles anew: ``python -m export.rebuild_demo``, 1.5 hours on two cores.
 
 One process a phase runs stage 1, stage 2 and the export of ``config/train/demo.toml``, with one thread each.
 What is finished is kept, so that an interrupted rebuild goes on where it was.
