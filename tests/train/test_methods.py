@@ -123,7 +123,7 @@ def test_it_learns_four_cases_by_heart_to_three_decibels_above_the_source(
 
 
 def test_aldm_begins_to_rebuild_what_it_is_shown(cache: Path, tmp_path: Path) -> None:
-    """All four cases by heart take it minutes: tests/bench/overfit.py."""
+    """Whether it learns all four by heart is a longer run: tests/bench/overfit.py."""
     rebuilt = []
     for steps in (4, 60):
         config = toy("aldm", steps, autoencoder_share=0.7, loop={"validation_crops": 4})
