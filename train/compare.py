@@ -212,6 +212,12 @@ def _first_stage(job: Job) -> Path:
     return replace(job, name=job.row.stands_on or job.name).run("autoencoder")
 
 
+def _stages(job: Job) -> dict[str, Path]:
+    """Where every stage of the row's model was trained."""
+    first = {"autoencoder": _first_stage(job)} if job.row.stands_on else {}
+    return first | {stage: job.run(stage) for stage in job.row.loops}
+
+
 def _is_finished(run: Path) -> bool:
     card = run / "run.json"
     return card.exists() and bool(json.loads(card.read_text())["finished"])
@@ -222,7 +228,7 @@ def _measuring(job: Job, bundle: Path) -> list[str]:
     spec = Spec(
         row=job.name, phase=job.phase, reads=reads, first_seed=preset.first_seed, cases=preset.cases,
         shape=preset.shape, spacing_mm=preset.spacing_mm, bundle=bundle if reads == "bundle" else None,
-        trained={} if job.bundle else {stage: _trained(job.run(stage)) for stage in job.row.loops},
+        trained={} if job.bundle else {stage: _trained(run) for stage, run in _stages(job).items()},
         out=job.result,
     )  # fmt: skip
     file = job.folder / "specs" / f"{job.key}.json"

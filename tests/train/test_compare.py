@@ -27,6 +27,7 @@ from train.measure_row import load_planes
 from train.results import page, read_results
 from train.rows import CONFIGS, PRESETS, ROWS, Row
 
+pytestmark = pytest.mark.timeout(900)  # the toy comparison starts nine processes, most with torch
 TOY = PRESETS["toy"]
 VENOUS = ("venous",)
 TABLE: dict[str, Row] = {
@@ -62,6 +63,8 @@ def test_stage_1_alone_is_its_own_translator_on_the_first_stage_of_s2ldm(compare
     assert card["sampler"]["formulation"] == "literal"
     assert card["sampler"]["sdedit_strength"] == 0
     assert not (compared / "runs" / "stage1-venous" / "autoencoder").exists()
+    trained = read_results(compared, TABLE)["stage1", "venous"]["trained"]
+    assert {name: stage["steps"] for name, stage in trained.items()} == {"autoencoder": 2, "diffusion": 1}
 
 
 def test_the_oracle_is_nearer_than_the_source_and_the_source_gains_no_contrast(compared: Path) -> None:
