@@ -33,6 +33,7 @@ from train.run import machine
 
 LOADERS: dict[str, Callable[[Path], Model]] = {
     "diffusion": s2ldm.load_model,
+    "joint": s2ldm.load_joint_model,
     "pix2pix": translator.load_translator,
     "cyclegan": translator.load_translator,
     "reggan": translator.load_translator,
@@ -156,7 +157,7 @@ def _card(checkpoint: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     card = json.loads(file.read_text())
-    kept = ("started", "ended", "machine", "parameters", "latest", "stage_one", "finished")
+    kept = ("started", "ended", "machine", "parameters", "latest", "stage_one", "stage_two", "finished")
     return {key: card[key] for key in kept if key in card}
 
 

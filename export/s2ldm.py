@@ -20,6 +20,7 @@ from train.s2ldm.formulation import sampler_spec
 from train.s2ldm.quantizer import VectorQuantizer
 
 STAGE = "diffusion"
+JOINT = "joint"
 
 
 class EncoderGraph(nn.Module):
@@ -119,6 +120,25 @@ def load_model(file: Path) -> Model:
         scale=float(states["scale"]),
         facts=facts_of(found),
     )
+
+
+def load_joint_model(file: Path) -> Model:
+    """The averaged weights of a stage 3 checkpoint. Raises CheckpointUnusable."""
+    found = ckpt.load(file, JOINT)
+    config = TrainConfig.model_validate_json(found.config)
+    weights = averaged(found.states["ema"])
+    return Model(
+        config=config,
+        autoencoder=build_autoencoder(config, part(weights, "autoencoder.")),
+        denoiser=build_denoiser(config, part(weights, "denoiser.")),
+        scale=float(found.states["scale"]),
+        facts=facts_of(found),
+    )
+
+
+def part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights of one module among those of a larger one."""
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
 def build_autoencoder(config: TrainConfig, weights: Mapping[str, Tensor]) -> SyncreticAutoencoder:

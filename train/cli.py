@@ -24,7 +24,8 @@ HELD_OUT_SEED = 9000
 DEFAULT_CACHE = Path("runs/cache")
 
 app = typer.Typer(
-    help="Train the S²LDM: stage 1 (autoencoder), then stage 2 (diffusion); or a method it is compared with.",
+    help="Train the S²LDM: stage 1 (autoencoder), stage 2 (diffusion), if you like stage 3 (joint); or a"
+    " method it is compared with.",
     no_args_is_help=True,
 )
 
@@ -34,6 +35,7 @@ OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
 CacheFolder = Annotated[Path, typer.Option("--cache", help="Where prepared cases are kept between runs.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out, or fail.")]
 StageOneFolder = Annotated[Path, typer.Option("--autoencoder", help="Folder of the finished stage 1.")]
+StageTwoFolder = Annotated[Path, typer.Option("--diffusion", help="Folder of the finished stage 2.")]
 
 
 for _command in (prepare, paint, phantoms):
@@ -71,6 +73,23 @@ def diffusion(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with _plain_errors():
         train_diffusion(_load(config, phase), autoencoder, out, cache, resume)
+
+
+@app.command()
+def joint(
+    config: ConfigFile,
+    diffusion: StageTwoFolder = Path("runs/diffusion"),
+    out: OutFolder = Path("runs/joint"),
+    phase: PhaseName = None,
+    cache: CacheFolder = DEFAULT_CACHE,
+    resume: Resume = False,
+) -> None:
+    """Stage 3, not in the paper: denoiser and decoder learn together from what they paint (bridge)."""
+    from train.s2ldm.train_joint import train_joint  # noqa: PLC0415
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    with _plain_errors():
+        train_joint(_load(config, phase), diffusion, out, cache, resume)
 
 
 def _method_command(name: str, entry: Entry) -> Callable[..., None]:

@@ -251,6 +251,15 @@ class DiffusionConfig(Frozen):
         return self
 
 
+class JointConfig(Frozen):
+    """Stage 3: denoiser and decoder learn together from what the whole model paints."""
+
+    latent: Weight = 0.1
+    """Weight of the L1 between the sampled latent and E_c, which keeps it where the codebook has codes."""
+    optimiser: OptimiserConfig = OptimiserConfig(lr=5e-4)
+    loop: LoopConfig = LoopConfig()
+
+
 class CompositionConfig(Frozen):
     """What the engine keeps of the source; written into the bundle."""
 
@@ -320,12 +329,16 @@ class RunConfig(Frozen):
 
 
 class TrainConfig(RunConfig):
-    """One S²LDM of one phase: data, stage 1, stage 2, and the name of what comes out."""
+    """One S²LDM of one phase: data, its stages, and the name of what comes out."""
 
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    joint: JointConfig = JointConfig()
 
-    stands_on: ClassVar[dict[str, tuple[str, ...]]] = {"diffusion": ("autoencoder",)}
+    stands_on: ClassVar[dict[str, tuple[str, ...]]] = {
+        "diffusion": ("autoencoder",),
+        "joint": ("autoencoder", "diffusion"),
+    }
 
     @model_validator(mode="after")
     def _crop_fits(self) -> TrainConfig:

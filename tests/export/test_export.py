@@ -26,6 +26,7 @@ from export.s2ldm import load_model
 from node.cli import app
 from train.checkpoint import NAME, CheckpointUnusable
 from train.config import BundleConfig, TrainConfig
+from train.s2ldm.train_joint import train_joint
 
 CPU = SessionPolicy(provider="cpu", threads=1)
 
@@ -35,6 +36,21 @@ def test_measured_figures_go_into_the_manifest_as_json_knows_them(bundle: Path) 
     manifest = read_bundle(bundle).manifest.model_copy(update={"metrics": rounded(figures)})
     kept = json.loads(manifest.model_dump_json())["metrics"]
     assert kept == {"window_hu": [-200.0, 400.0], "organs": {"aorta": {"interval": [1.2346, None]}}}
+
+
+def test_a_third_stage_is_exported_like_the_second(
+    checkpoint: Path, few_steps: TrainConfig, tmp_path: Path
+) -> None:
+    joint = {"loop": {"steps": 2, "validation_crops": 1}}
+    config = TrainConfig.model_validate(few_steps.model_dump() | {"joint": joint})
+    train_joint(config, checkpoint, tmp_path / "three", checkpoint.parent / "cache")
+    manifest = export_bundle(tmp_path / "three", tmp_path / "bundle")
+    assert manifest.family == "s2ldm"
+    card: Any = manifest.run
+    assert card["stage_two"]["steps"] == few_steps.diffusion.loop.steps
+    assert {f.name for f in (tmp_path / "bundle").glob("*.onnx")} == {
+        "encoder.onnx", "denoiser.onnx", "decoder.onnx",
+    }  # fmt: skip
 
 
 def test_the_manifest_says_what_was_trained(bundle: Path, few_steps: TrainConfig) -> None:

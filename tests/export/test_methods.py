@@ -101,7 +101,7 @@ def test_a_gan_of_any_view_trains_and_exports(view: dict[str, int], run: Run, tm
 
 
 def test_every_method_has_a_reader_and_every_reader_a_whole_model() -> None:
-    assert set(LOADERS) == {"diffusion", *METHODS}
+    assert set(LOADERS) == {"diffusion", "joint", *METHODS}
 
 
 def test_a_translator_bundle_is_one_graph_of_the_tile_with_the_folding_inside(

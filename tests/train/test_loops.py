@@ -24,6 +24,7 @@ from train.config import TrainConfig, load_train_config
 from train.data import data_digest, split_digest, training_pairs
 from train.s2ldm import train_autoencoder as one
 from train.s2ldm import train_diffusion as two
+from train.s2ldm import train_joint as three
 
 ABLATION = Path(__file__).resolve().parents[2] / "config" / "train" / "ablation"
 
@@ -174,6 +175,19 @@ def test_stage_two_resumes_to_the_bit(trained: Any, tmp_path: Path, monkeypatch:
     straight, halves = resumed(run, monkeypatch)
     assert same(straight.states, halves.states)
     assert straight.total_steps == halves.total_steps == 4
+
+
+def test_stage_three_resumes_to_the_bit(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joint = {"loop": {"steps": 4, "validation_crops": 1}}
+    config = TrainConfig.model_validate(trained.config.model_dump() | {"joint": joint})
+
+    def run(out: str, resume: bool = False) -> Path:
+        return three.train_joint(config, trained.stage_two, tmp_path / out, trained.cache, resume)
+
+    straight, halves = resumed(run, monkeypatch)
+    assert same(straight.states, halves.states)
 
 
 def resumed(

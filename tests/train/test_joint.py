@@ -1,0 +1,74 @@
+"""Stage 3: the whole model learns from what it paints; encoder and codebook stay."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engine import samplers
+from engine.volume import Float32
+from train import checkpoint as ckpt
+from train.config import TrainConfig
+from train.s2ldm import train_joint as three
+from train.s2ldm.formulation import sampler_spec
+
+
+def joint(config: TrainConfig, steps: int) -> TrainConfig:
+    """``config`` with a stage 3 of this length."""
+    shared = {"steps": steps, "validation_crops": 4, "log_steps": 1}
+    return TrainConfig.model_validate(config.model_dump() | {"joint": {"loop": shared}})
+
+
+def test_stage_three_improves_what_is_painted_and_leaves_encoder_and_codebook(
+    trained: Any, tmp_path: Path
+) -> None:
+    config = joint(trained.config, 40)
+    before = three.load_translator(trained.stage_two, config)[0].state_dict()
+    out = three.train_joint(config, trained.stage_two, tmp_path / "three", trained.cache)
+    after = {k.removeprefix("module."): v for k, v in ckpt.load(out).states["ema"].items()}
+    frozen = {k for k in before if k.startswith(("autoencoder.encoder.", "autoencoder.quantizer."))}
+    assert frozen
+    assert all(torch.equal(before[k], after[k]) for k in frozen)
+    for moving in ("denoiser.", "autoencoder.decoder.", "autoencoder.exit."):
+        assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith(moving))
+    assert figure(tmp_path / "three") > figure(trained.stage_two)
+
+
+def figure(folder: Path) -> float:
+    card = json.loads((folder / "run.json").read_text())
+    return float(card["latest"]["psnr/model"])
+
+
+def test_it_samples_as_the_engine_does(trained: Any) -> None:
+    translator, _ = three.load_translator(trained.stage_two, trained.config)
+    translator.eval()
+    x_n = torch.rand(1, 1, *trained.config.data.crop) * 2 - 1
+
+    def predict(z: Float32, source: Float32, t: float) -> Float32:
+        answer = translator.denoiser(torch.from_numpy(z), torch.from_numpy(source), torch.full((1,), t), x_n)
+        return answer.numpy()
+
+    with torch.no_grad():
+        e_n = translator.encode(x_n)
+        spec = sampler_spec(trained.config.diffusion)
+        wanted = samplers.sample(spec, predict, e_n.numpy(), np.zeros((0, *e_n.shape), np.float32))
+        painted, z = translator(x_n)
+        decoded = translator.autoencoder.decode(z / translator.scale, x_n)
+    assert np.allclose(z.numpy(), wanted, atol=1e-5)
+    assert torch.allclose(painted, decoded, atol=1e-5)
+
+
+def test_stage_three_takes_the_bridge_without_noise_alone(trained: Any, tmp_path: Path) -> None:
+    values = trained.config.model_dump()
+    values["diffusion"] |= {"sigma": 0.5}
+    noisy = TrainConfig.model_validate(values)
+    found = ckpt.load(trained.stage_two / ckpt.NAME)
+    states = {name: getattr(found, name) for name in found.__slots__} | {"digest": noisy.digest("diffusion")}
+    ckpt.save(tmp_path / ckpt.NAME, ckpt.Checkpoint(**states))
+    with pytest.raises(ckpt.CheckpointUnusable, match=r"sigma 0\.5; stage 3 takes the bridge"):
+        three.load_translator(tmp_path, noisy)

@@ -1,0 +1,164 @@
+"""Stage 3 from top to bottom; the paper has two.
+
+``s2node train joint --config config/train/demo.toml --diffusion runs/venous-2 --out runs/venous-3``
+
+Stage 1's decoder has painted from E_c alone, and stage 2 is judged in latents, where a thin vessel counts no
+more than a cell of fat. Here ẑ is sampled as in service, and L_rec(D(Q(ẑ)), x_c) of eq. 2 moves denoiser and
+decoder; encoder and codebook stay as they are. It takes the bridge with σ = 0, whose few Euler steps can be
+followed back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.optim import AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from train import checkpoint as ckpt
+from train.config import TrainConfig
+from train.data import Pairs
+from train.loop import Plan, count_parameters, descend, set_rate, train
+from train.s2ldm import losses
+from train.s2ldm.autoencoder import SyncreticAutoencoder
+from train.s2ldm.denoiser import Denoiser
+from train.s2ldm.train_diffusion import STAGE as STAGE_TWO
+
+STAGE = "joint"
+PARTS = ("translator", "ema", "optimiser")
+
+
+def train_joint(config: TrainConfig, diffusion: Path, out: Path, cache: Path, resume: bool = False) -> Path:
+    """Train stage 3 on the stage 2 checkpoint ``diffusion``; returns the new checkpoint's path."""
+    plan = Plan(STAGE, config, config.joint.loop)
+    return train(plan, lambda fabric: build(config, fabric, diffusion), out, cache, resume)
+
+
+def build(config: TrainConfig, fabric: Fabric, diffusion: Path) -> JointTraining:
+    """The whole model of stage 2, its average and its optimiser. Raises CheckpointUnusable."""
+    this, o = config.joint, config.joint.optimiser
+    translator, stage_two = load_translator(diffusion, config)
+    ema = AveragedModel(translator, multi_avg_fn=get_ema_multi_avg_fn(this.loop.ema))
+    moving = [p for p in translator.parameters() if p.requires_grad]
+    optimiser = AdamW(moving, lr=o.lr, betas=o.betas, weight_decay=o.weight_decay)
+    network, optimiser = fabric.setup(translator, optimiser)
+    return JointTraining(config, fabric, network, fabric.to_device(ema), optimiser, stage_two)
+
+
+class LatentTranslator(nn.Module):
+    """x_n (B, 1, D, H, W) in [-1, 1] to x_c, as the engine does it: E, the bridge's Euler steps, Q, D."""
+
+    def __init__(self, config: TrainConfig, scale: float) -> None:
+        super().__init__()
+        self.denoiser = Denoiser(config.diffusion, config.autoencoder)
+        self.autoencoder = SyncreticAutoencoder(config.autoencoder)
+        self.steps, self.scale = config.diffusion.sampler.steps, scale
+        self.autoencoder.encoder.requires_grad_(False)
+
+    def forward(self, x_n: Tensor) -> tuple[Tensor, Tensor]:
+        """The painted x_c and ẑ, scaled; Q is passed straight through by gradients."""
+        z = self.sample(self.encode(x_n), x_n)
+        latent = z / self.scale
+        if self.autoencoder.quantizer is not None and self.autoencoder.config.quantizer.quantize_at_decode:
+            latent = latent + (self.autoencoder.quantizer.lookup(latent) - latent).detach()
+        return self.autoencoder.paint(latent, x_n).float(), z
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """E(x), scaled to unit deviation, fp32."""
+        return self.autoencoder.encode(x).float() * self.scale
+
+    def sample(self, e_n: Tensor, x_n: Tensor) -> Tensor:
+        """ẑ: ``engine.samplers.bridge`` with σ = 0."""
+        z = e_n
+        for k in range(self.steps):
+            t = torch.full((len(z),), k / self.steps, device=z.device)
+            z = z + self.denoiser(z, e_n, t, x_n).float() / self.steps
+        return z
+
+
+def load_translator(folder: Path, config: TrainConfig) -> tuple[LatentTranslator, dict[str, Any]]:
+    """Stage 2's model with averaged weights, and what its checkpoint says. Raises CheckpointUnusable."""
+    file = folder / ckpt.NAME if folder.is_dir() else folder
+    found = ckpt.load(file, STAGE_TWO)
+    ckpt.require_same(file, found, config.digest(STAGE_TWO))
+    if config.diffusion.formulation != "bridge" or config.diffusion.sigma > 0:
+        formulation, sigma = config.diffusion.formulation, config.diffusion.sigma
+        raise ckpt.CheckpointUnusable(
+            file, f"is {formulation!r} with sigma {sigma:g}; stage 3 takes the bridge with sigma 0"
+        )
+    translator = LatentTranslator(config, float(found.states["scale"]))
+    averaged = found.states["ema"].items()
+    translator.denoiser.load_state_dict(
+        {k.removeprefix("module."): v for k, v in averaged if k != "n_averaged"}
+    )
+    translator.autoencoder.load_state_dict(found.states["autoencoder"])
+    facts = {"steps": found.step, "minutes": round(found.elapsed_s / 60, 2), "config_digest": found.digest}
+    return translator.to(memory_format=torch.channels_last_3d), facts
+
+
+@dataclass(slots=True)
+class JointTraining:
+    """Everything stage 3 moves, and how (``train.loop.Method``)."""
+
+    config: TrainConfig
+    fabric: Fabric
+    translator: nn.Module
+    ema: AveragedModel
+    optimiser: Optimizer
+    stage_two: dict[str, Any]
+
+    def states(self) -> dict[str, Any]:
+        """State of every part, for the checkpoint."""
+        scale = self.ema.module.scale
+        return {name: getattr(self, name).state_dict() for name in PARTS} | {"scale": scale}
+
+    def restore(self, states: Mapping[str, Any]) -> None:
+        """Put every part back; strict."""
+        for name in PARTS:
+            getattr(self, name).load_state_dict(states[name])
+
+    def begin(self, pairs: Pairs, resumed: bool) -> Pairs:
+        """Nothing to prepare."""
+        return pairs
+
+    def step(self, progress: float, x_n: Tensor, x_c: Tensor) -> dict[str, Tensor]:
+        """Translate, compare, one optimiser step of denoiser and decoder."""
+        this = self.config.joint
+        rate = set_rate(self.optimiser, this.optimiser, progress)
+        painted, z = self.translator(x_n)
+        with self.fabric.autocast():
+            e_c = self.ema.module.encode(x_c)
+        terms = {
+            "loss/rec": self.painted_loss(painted, x_n, x_c),
+            "loss/latent": this.latent * F.l1_loss(z, e_c),
+        }
+        self.optimiser.zero_grad(set_to_none=True)
+        self.fabric.backward(terms["loss/rec"] + terms["loss/latent"])
+        skipped = descend(self.fabric, self.translator, self.optimiser, this.optimiser.clip)
+        self.ema.update_parameters(self.translator.module)
+        return {name: value.detach() for name, value in terms.items()} | {"lr": rate, "skipped": skipped}
+
+    def painted_loss(self, painted: Tensor, x_n: Tensor, x_c: Tensor) -> Tensor:
+        """L_rec as stage 1 weighs it, against x_c itself."""
+        weigh, (low, high) = self.config.autoencoder.loss, self.config.data.window_hu
+        voxels = losses.enhancement_weight(x_n, x_c, weigh.enhancement, high - low)
+        return losses.reconstruction(painted, x_c, voxels, weigh.square)
+
+    def show(self, x_n: Tensor, x_c: Tensor, seed: int) -> dict[str, Tensor]:
+        """The whole model as it runs in service; σ = 0 asks for no noise."""
+        with self.fabric.autocast():
+            painted, _ = self.ema.module.eval()(x_n)
+        return {"model": painted}
+
+    def facts(self) -> dict[str, Any]:
+        """For the run card."""
+        parts = {"denoiser": self.ema.module.denoiser, "autoencoder": self.ema.module.autoencoder}
+        return {"parameters": count_parameters(parts), "stage_two": self.stage_two}
