@@ -61,7 +61,9 @@ def purge(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove the received and the made files of old jobs; the ledger keeps the jobs and their history.
+    """Remove the files of old jobs; their history stays.
+
+    The received and the made files go; the ledger keeps the jobs.
 
     Only what a destination has committed to keep (COMMITTED) goes, unless other states are named. Says what
     would go, and removes it with --yes. May run beside the node.
