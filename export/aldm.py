@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.bundle import LatentSpec, SamplerSpec
-from export.model import averaged, facts_of
+from export.model import facts_of
 from train import checkpoint as ckpt
 from train.aldm.config import AldmConfig
 from train.aldm.networks import PHASES, Denoiser, Spade, Vqgan
@@ -120,7 +120,7 @@ def load_model(file: Path) -> AldmModel:
         config,
         vqgan=_filled(Vqgan(this.vqgan), states["vqgan"]["network"]),
         spade=_filled(Spade(this.spade, channels), states["spade"]["network"]),
-        denoiser=_filled(Denoiser(this.denoiser, channels), averaged(states["ema"])),
+        denoiser=_filled(Denoiser(this.denoiser, channels), ckpt.averaged(states["ema"])),
         scale=float(states["scale"]),
         facts=facts_of(found),
     )

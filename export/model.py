@@ -64,8 +64,3 @@ def facts_of(found: Checkpoint) -> dict[str, Any]:
         "total_steps": found.total_steps,
         "config_digest": found.digest,
     }
-
-
-def averaged(ema: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights inside an AveragedModel's state."""
-    return {k.removeprefix("module."): v for k, v in ema.items() if k != "n_averaged"}

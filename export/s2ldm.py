@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.bundle import LatentSpec, SamplerSpec
-from export.model import averaged, facts_of
+from export.model import facts_of
 from train import checkpoint as ckpt
 from train.config import TrainConfig
 from train.s2ldm.autoencoder import SyncreticAutoencoder
@@ -116,7 +116,7 @@ def load_model(file: Path) -> Model:
     return Model(
         config=config,
         autoencoder=build_autoencoder(config, states["autoencoder"]),
-        denoiser=build_denoiser(config, averaged(states["ema"])),
+        denoiser=build_denoiser(config, ckpt.averaged(states["ema"])),
         scale=float(states["scale"]),
         facts=facts_of(found),
     )
@@ -126,7 +126,7 @@ def load_joint_model(file: Path) -> Model:
     """The averaged weights of a stage 3 checkpoint. Raises CheckpointUnusable."""
     found = ckpt.load(file, JOINT)
     config = TrainConfig.model_validate_json(found.config)
-    weights = averaged(found.states["ema"])
+    weights = ckpt.averaged(found.states["ema"])
     return Model(
         config=config,
         autoencoder=build_autoencoder(config, part(weights, "autoencoder.")),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from export.model import averaged, facts_of
+from export.model import facts_of
 from train import checkpoint as ckpt
 from train.config import RunConfig
 from train.methods import METHODS
@@ -66,5 +66,5 @@ def load_translator(file: Path) -> TranslatorModel:
     entry = METHODS[found.stage]
     config = entry.config_class().model_validate_json(found.config)
     translator: Translator = entry.builder()(config)
-    translator.load_state_dict(averaged(found.states["ema"]))
+    translator.load_state_dict(ckpt.averaged(found.states["ema"]))
     return TranslatorModel(config, translator.requires_grad_(False).eval(), facts_of(found))

@@ -85,6 +85,11 @@ def require_same(file: Path, checkpoint: Checkpoint, digest: str) -> None:
         )
 
 
+def averaged(ema: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights inside an AveragedModel's state."""
+    return {k.removeprefix("module."): v for k, v in ema.items() if k != "n_averaged"}
+
+
 def rng_state() -> dict[str, Any]:
     """State of every global generator, as plain numbers and tensors."""
     kind, keys, *rest = np.random.get_state()

@@ -53,8 +53,7 @@ def autoencoder(
     """Stage 1: the syncretic autoencoder (eq. 1 and 2)."""
     from train.s2ldm.train_autoencoder import train_autoencoder  # noqa: PLC0415
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    with _plain_errors():
+    with _training():
         train_autoencoder(_load(config, phase), out, cache, resume)
 
 
@@ -70,8 +69,7 @@ def diffusion(
     """Stage 2: the denoiser on frozen latents (eq. 3 and 4)."""
     from train.s2ldm.train_diffusion import train_diffusion  # noqa: PLC0415
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    with _plain_errors():
+    with _training():
         train_diffusion(_load(config, phase), autoencoder, out, cache, resume)
 
 
@@ -87,8 +85,7 @@ def joint(
     """Stage 3, not in the paper: denoiser and decoder learn together from what they paint (bridge)."""
     from train.s2ldm.train_joint import train_joint  # noqa: PLC0415
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    with _plain_errors():
+    with _training():
         train_joint(_load(config, phase), diffusion, out, cache, resume)
 
 
@@ -102,8 +99,7 @@ def _method_command(name: str, entry: Entry) -> Callable[..., None]:
         cache: CacheFolder = DEFAULT_CACHE,
         resume: Resume = False,
     ) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-        with _plain_errors():
+        with _training():
             settings = entry.load(config).with_phase(_phase(config, phase))
             entry.trainer()(settings, out, cache, resume)
 
@@ -186,11 +182,11 @@ def _phase(file: Path, phase: str | None) -> Phase | None:
     raise TrainConfigInvalid(file, f"--phase {phase!r} is neither arterial nor venous")
 
 
-class _plain_errors:  # noqa: N801
-    """Ends the command with a message instead of a traceback for what the user can mend."""
+class _training:  # noqa: N801
+    """A training command: its log on the terminal, and no traceback for what the user can mend."""
 
     def __enter__(self) -> None:
-        return None
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, TrainConfigInvalid):

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from config.base import Frozen
-from train.config import BundleConfig, RunConfig, Weight
+from train.config import BundleConfig, RunConfig, Shape, Weight
 from train.gan.config import (
     RESNET_FACTOR,
     AdamConfig,
@@ -36,6 +36,11 @@ class RegGANStage(Frozen):
     optimiser: AdamConfig = AdamConfig(lr=1e-4, hold=1.0)
     loop: PlainLoopConfig = PlainLoopConfig()
 
+    def require_fit(self, crop: Shape) -> None:
+        """ValueError where generator or registration cannot halve ``crop`` as often as they do."""
+        factor = max(RESNET_FACTOR, self.registration.factor)
+        require_multiples(crop, self.view, factor, 2 * RESNET_FACTOR)
+
 
 class RegGANConfig(RunConfig):
     """One RegGAN of one phase."""
@@ -45,6 +50,5 @@ class RegGANConfig(RunConfig):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> RegGANConfig:
-        factor = max(RESNET_FACTOR, self.reggan.registration.factor)
-        require_multiples(self.data.crop, self.reggan.view, factor, 2 * RESNET_FACTOR)
+        self.reggan.require_fit(self.data.crop)
         return self

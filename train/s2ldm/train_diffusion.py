@@ -67,8 +67,7 @@ def load_frozen(folder: Path, config: TrainConfig) -> tuple[SyncreticAutoencoder
     found = ckpt.load(file, STAGE_ONE)
     ckpt.require_same(file, found, config.digest(STAGE_ONE))
     autoencoder = SyncreticAutoencoder(config.autoencoder)
-    weights = {k.removeprefix("module."): v for k, v in found.states["ema"].items() if k != "n_averaged"}
-    autoencoder.load_state_dict(weights)
+    autoencoder.load_state_dict(ckpt.averaged(found.states["ema"]))
     facts = {"steps": found.step, "minutes": round(found.elapsed_s / 60, 2), "config_digest": found.digest}
     return freeze(autoencoder), facts
 

@@ -95,10 +95,7 @@ def load_translator(folder: Path, config: TrainConfig) -> tuple[LatentTranslator
             file, f"is {formulation!r} with sigma {sigma:g}; stage 3 takes the bridge with sigma 0"
         )
     translator = LatentTranslator(config, float(found.states["scale"]))
-    averaged = found.states["ema"].items()
-    translator.denoiser.load_state_dict(
-        {k.removeprefix("module."): v for k, v in averaged if k != "n_averaged"}
-    )
+    translator.denoiser.load_state_dict(ckpt.averaged(found.states["ema"]))
     translator.autoencoder.load_state_dict(found.states["autoencoder"])
     facts = {"steps": found.step, "minutes": round(found.elapsed_s / 60, 2), "config_digest": found.digest}
     return translator.to(memory_format=torch.channels_last_3d), facts
