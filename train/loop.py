@@ -28,6 +28,7 @@ from train.ahead import Ahead, Batches
 from train.budget import Budget, Every, StopRequest, learning_rate, stop_on_signal
 from train.config import LoopConfig, OptimiserConfig, RunConfig
 from train.data import Pairs, data_digest, split_digest, training_pairs, validation_pairs
+from train.onednn import WholeGradients
 from train.pictures import Sample, draw_samples
 from train.run import Monitor, commit, machine, now_utc, peak_memory, write_card
 
@@ -114,7 +115,7 @@ def train(
         if fabric.device.type != "cpu":
             batches = Ahead(batches)
         run = Run(plan, fabric, method, budget, batches, held_out, monitor, out)
-        with stop_on_signal() as stop:
+        with stop_on_signal() as stop, WholeGradients():
             steps(run, stop)
     if fabric.is_global_zero:
         write_card(out, card(run, pairs, started))
@@ -225,8 +226,6 @@ def descend(fabric: Fabric, network: nn.Module, optimiser: Optimizer, clip: floa
     """Clip and step, unless a gradient is not a number; returns 1 where the step was skipped.
 
     fp16's scaler skips by itself, and has to be asked for a step to come down from what overflowed.
-
-    oneDNN's bf16 convolutions now and then give a weight gradient of NaN (seen with 40 channels, torch 2.13).
     """
     norm = fabric.clip_gradients(network, optimiser, max_norm=clip, error_if_nonfinite=False)
     finite = norm is None or bool(torch.isfinite(norm))
