@@ -6,85 +6,79 @@ next file is sent: after a crash, or after a peer that broke off, only what is m
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
-from random import Random
-from threading import Event
+from dataclasses import dataclass, field
 
 import structlog
 
-from config.settings import Destination, RetrySettings
+from config.settings import Destination
 from node.destinations import DESTINATIONS
-from node.flow import Action, Failure, attempt, retry_delay_s
-from node.ledger import Job, Ledger
+from node.flow import Action, Failure, attempt
+from node.lane import Means, Rest
+from node.ledger import Job
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
 class DeliverLane:
-    """One destination's lane. ``clock`` gives epoch seconds; ``beat`` is called at every sign of life.
+    """One destination's lane."""
 
-    After a failure the whole lane pauses for at most ``retry.first_s``, so a peer that is down is knocked at
-    once in that time and not once for every job that waits.
-    """
-
-    ledger: Ledger
+    means: Means
     destination: Destination
-    retry: RetrySettings
-    rng: Random
-    clock: Callable[[], float]
-    stopping: Event
-    beat: Callable[[], None]
-    paused_until: float = 0.0
+    rest: Rest = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rest = Rest(self.means)
 
     def run(self) -> None:
         """Deliver every job that is due, oldest first, until one fails or the node stops."""
-        self.beat()
-        if self.clock() < self.paused_until:
+        means = self.means
+        means.beat()
+        if self.rest.is_on():
             return
-        for job in self.ledger.due(self.destination.name, self.clock()):
+        for job in means.ledger.due(self.destination.name, means.clock()):
             outcome = attempt(lambda job=job: self.deliver(job))  # type: ignore[misc]
             if isinstance(outcome, Failure):
                 self.put_off(job, outcome)
                 return
-            if self.stopping.is_set():
+            if means.stopping.is_set():
                 return
 
     def deliver(self, job: Job) -> None:
         """Send what this destination does not have yet of ``job``; raises what the destination raises."""
-        outputs = self.ledger.pending_outputs(job.id, self.destination.name)
-        began = self.clock()
+        means = self.means
+        outputs = means.ledger.pending_outputs(job.id, self.destination.name)
+        began = means.clock()
         send = DESTINATIONS[self.destination.kind]
         with closing(send(self.destination, [output.path for output in outputs])) as answers:  # type: ignore[type-var]
             for answer in answers:
-                self.ledger.record_delivery(
-                    answer.sop_instance_uid, self.destination.name, answer.status, self.clock()
+                means.ledger.record_delivery(
+                    answer.sop_instance_uid, self.destination.name, answer.status, means.clock()
                 )
-                self.beat()
-                if self.stopping.is_set():
+                means.beat()
+                if means.stopping.is_set():
                     return
-        seconds = round(self.clock() - began, 3)
+        seconds = round(means.clock() - began, 3)
         self.tell("delivered", job, instances=len(outputs), seconds=seconds)
 
     def put_off(self, job: Job, failure: Failure) -> None:
         """Try ``job`` again later, or, where that is useless or was tried often enough, call it refused."""
-        now = self.clock()
+        ledger, now = self.means.ledger, self.means.clock()
         failures = 1 + self.failures_of(job)
-        delay_s = retry_delay_s(failures, self.retry, self.rng)
-        self.paused_until = now + min(delay_s, self.retry.first_s)
-        if failure.disposition.action is Action.RETRY and failures < self.retry.max_attempts:
-            self.ledger.postpone(job.id, self.destination.name, now + delay_s, failure.reason, now)
+        delay_s = self.means.delay_s(failures)
+        self.rest.begin(delay_s)
+        if failure.disposition.action is Action.RETRY and failures < self.means.retry.max_attempts:
+            ledger.postpone(job.id, self.destination.name, now + delay_s, failure.reason, now)
             self.tell("delivery put off", job, reason=failure.reason, delay_s=round(delay_s, 1))
             return
         reason = failure.reason if failures == 1 else f"{failure.reason} (attempt {failures})"
-        self.ledger.refuse(job.id, self.destination.name, reason, now)
+        ledger.refuse(job.id, self.destination.name, reason, now)
         self.tell("delivery refused", job, reason=failure.reason, trace=failure.trace)
 
     def failures_of(self, job: Job) -> int:
         """Attempts at this destination that have failed so far."""
-        standing = {each.destination: each for each in self.ledger.deliveries(job.id)}
+        standing = {each.destination: each for each in self.means.ledger.deliveries(job.id)}
         return standing[self.destination.name].attempt
 
     def tell(self, event: str, job: Job, **facts: object) -> None:

@@ -34,6 +34,7 @@ from node.commitment.report import ReportLane
 from node.deliver import DeliverLane
 from node.errors import NodeError
 from node.flow import Failure, attempt
+from node.lane import Means
 from node.ledger import LEDGER_FILE, Ledger, StaleLease
 from node.scp import Scp
 from node.settle import settle_due
@@ -177,45 +178,31 @@ class Node:
         )
         return [*lanes, orphans, Lane("health", self._check_health, every_s, every_s + PATIENCE_S)]
 
-    def _deliver_lane(self, destination: Destination) -> Lane:
-        name = f"deliver {destination.name}"
-        lane = DeliverLane(
+    def _means(self, lane: str) -> Means:
+        """What the lane of this name works with."""
+        return Means(
             ledger=self.ledger,
-            destination=destination,
             retry=self.settings.retry,
             rng=Random(),
             clock=time.time,
+            elapsed=time.monotonic,
             stopping=self._stopping,
-            beat=lambda: self._pulses[name].beat(time.monotonic()),
+            beat=lambda: self._pulses[lane].beat(time.monotonic()),
         )
+
+    def _deliver_lane(self, destination: Destination) -> Lane:
+        name = f"deliver {destination.name}"
+        lane = DeliverLane(self._means(name), destination)
         return Lane(name, lane.run, DELIVER_CHECK_S, longest_silence_s(destination) + PATIENCE_S)
 
     def _ask_lane(self, destination: StoreDestination) -> Lane:
         name = f"ask {destination.name}"
-        lane = AskLane(
-            ledger=self.ledger,
-            destination=destination,
-            commitments=self.scp.commitments,
-            retry=self.settings.retry,
-            rng=Random(),
-            clock=time.time,
-            stopping=self._stopping,
-            beat=lambda: self._pulses[name].beat(time.monotonic()),
-        )
+        lane = AskLane(self._means(name), destination, self.scp.commitments)
         return Lane(name, lane.run, DELIVER_CHECK_S, longest_silence_s(destination) + PATIENCE_S)
 
     def _report_lane(self, requester: Requester) -> Lane:
         name = f"report {requester.ae_title}"
-        lane = ReportLane(
-            ledger=self.ledger,
-            requester=requester,
-            ae_title=self.settings.listen.ae_title,
-            retry=self.settings.retry,
-            rng=Random(),
-            clock=time.time,
-            stopping=self._stopping,
-            beat=lambda: self._pulses[name].beat(time.monotonic()),
-        )
+        lane = ReportLane(self._means(name), requester, self.settings.listen.ae_title)
         return Lane(name, lane.run, DELIVER_CHECK_S, 3 * requester.timeout_s + PATIENCE_S)
 
     def _step(self, lane: Lane) -> None:

@@ -7,9 +7,8 @@ growing waits and without end: the job stays DELIVERED meanwhile, and nothing of
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from random import Random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Final
 from uuid import uuid4
@@ -21,7 +20,7 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.presentation import PresentationContext
 
-from config.settings import RetrySettings, StoreDestination
+from config.settings import StoreDestination
 from node.commitment.hear import Commitments
 from node.commitment.wire import (
     NO_SUCH_INSTANCE,
@@ -35,8 +34,9 @@ from node.commitment.wire import (
 )
 from node.destinations.cstore import OnlyAnswers, associated
 from node.errors import DestinationRefused, DestinationUnreachable
-from node.flow import Failure, attempt, retry_delay_s
-from node.ledger import CommitmentAnswer, Job, Ledger, Output, Reference
+from node.flow import Failure, attempt
+from node.lane import Means, Rest
+from node.ledger import CommitmentAnswer, Job, Output, Reference
 
 log = structlog.get_logger(__name__)
 
@@ -55,38 +55,36 @@ LOOKS_BEFORE_RESENDING: Final = 2
 
 @dataclass(slots=True)
 class AskLane:
-    """One destination's questions. ``clock`` gives epoch seconds; ``beat`` is called at signs of life."""
+    """One destination's questions."""
 
-    ledger: Ledger
+    means: Means
     destination: StoreDestination
     commitments: Commitments
-    retry: RetrySettings
-    rng: Random
-    clock: Callable[[], float]
-    stopping: Event
-    beat: Callable[[], None]
     hold_s: float = HOLD_S
-    paused_until: float = 0.0
+    rest: Rest = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rest = Rest(self.means)
 
     def run(self) -> None:
         """Ask about every job that is due, oldest first, until one question fails or the node stops."""
-        self.beat()
-        now = self.clock()
-        if now < self.paused_until:
+        self.means.beat()
+        if self.rest.is_on():
             return
+        now = self.means.clock()
         delivered_before = now - self.destination.commitment_wait_s
-        for job in self.ledger.commitments_due(self.destination.name, delivered_before, now):
+        for job in self.means.ledger.commitments_due(self.destination.name, delivered_before, now):
             outcome = attempt(lambda job=job: self.ask(job))  # type: ignore[misc]
             if isinstance(outcome, Failure):
                 self.put_off(job, outcome.reason)
                 return
-            self.beat()
-            if self.stopping.is_set():
+            self.means.beat()
+            if self.means.stopping.is_set():
                 return
 
     def ask(self, job: Job) -> None:
         """One association: a request where it is wanted and offered, else a query; raises why neither."""
-        outputs = self.ledger.uncommitted_outputs(job.id, self.destination.name)
+        outputs = self.means.ledger.uncommitted_outputs(job.id, self.destination.name)
         heard = Heard(self.commitments)
         with associated(self.destination, self.contexts(), heard.on_report) as assoc:
             offered = {str(context.abstract_syntax) for context in assoc.accepted_contexts}
@@ -107,9 +105,9 @@ class AskLane:
     def request(self, assoc: Association, job: Job, outputs: list[Output], heard: Heard) -> None:
         """Keep the question, ask it, and stay a moment for peers that report on the same association."""
         transaction_uid = f"2.25.{uuid4().int}"
-        now = self.clock()
+        now = self.means.clock()
         waits_s = self.destination.commitment_timeout_s + self.delay_s(job)
-        self.ledger.record_question(
+        self.means.ledger.record_question(
             transaction_uid, job.id, self.destination.name, not_before=now + waits_s, now=now
         )
         named = Named(transaction_uid, references_of(outputs))
@@ -125,8 +123,8 @@ class AskLane:
     def stay(self, assoc: Association, transaction_uid: str, heard: Heard) -> None:
         """Wait until the report came, here or elsewhere, or for ``hold_s``."""
         until = time.monotonic() + self.hold_s
-        while assoc.is_established and time.monotonic() < until and not self.stopping.is_set():
-            question = self.ledger.question(transaction_uid)
+        while assoc.is_established and time.monotonic() < until and not self.means.stopping.is_set():
+            question = self.means.ledger.question(transaction_uid)
             if heard.is_done(answered=question is not None and not question.is_open):
                 return
             time.sleep(LOOK_S)
@@ -137,7 +135,7 @@ class AskLane:
         found: set[str] = set()
         for series in dict.fromkeys(output.series_instance_uid for output in outputs):
             found |= listed(assoc, series_query(job.study_instance_uid, series), wanted)
-            self.beat()
+            self.means.beat()
         missing = [uid for uid in wanted if uid not in found]
         looks = 1 + self.asked(job)
         resend = missing if looks >= LOOKS_BEFORE_RESENDING else []
@@ -152,18 +150,18 @@ class AskLane:
 
     def put_off(self, job: Job, reason: str) -> None:
         """Ask about ``job`` again later; the whole lane pauses for at most ``retry.first_s``."""
-        now, delay_s = self.clock(), self.delay_s(job)
-        self.paused_until = now + min(delay_s, self.retry.first_s)
-        self.ledger.put_off_question(job.id, self.destination.name, now + delay_s, reason, now)
+        now, delay_s = self.means.clock(), self.delay_s(job)
+        self.rest.begin(delay_s)
+        self.means.ledger.put_off_question(job.id, self.destination.name, now + delay_s, reason, now)
         self.tell("commitment put off", job, reason=reason, delay_s=round(delay_s, 1))
 
     def delay_s(self, job: Job) -> float:
         """Seconds to wait after one more question that led to nothing."""
-        return retry_delay_s(1 + self.asked(job), self.retry, self.rng)
+        return self.means.delay_s(1 + self.asked(job))
 
     def asked(self, job: Job) -> int:
         """Questions so far since this destination has everything."""
-        standing = {each.destination: each for each in self.ledger.deliveries(job.id)}
+        standing = {each.destination: each for each in self.means.ledger.deliveries(job.id)}
         return standing[self.destination.name].asked
 
     def tell(self, event: str, job: Job, **facts: object) -> None:

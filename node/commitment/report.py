@@ -7,15 +7,12 @@ spool, has the digest it came with. The report goes to the address that the sett
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from random import Random
-from threading import Event
 
 import structlog
 from pynetdicom import build_context
 
-from config.settings import Requester, RetrySettings, StoreDestination
+from config.settings import Requester, StoreDestination
 from node.commitment.wire import (
     ALL_HELD,
     CLASS_CONFLICT,
@@ -30,8 +27,9 @@ from node.commitment.wire import (
 )
 from node.destinations.cstore import associated
 from node.errors import DestinationRefused, DestinationUnreachable
-from node.flow import Failure, attempt, retry_delay_s
-from node.ledger import Instance, Ledger, Reference, Request
+from node.flow import Failure, attempt
+from node.lane import Means
+from node.ledger import Instance, Reference, Request
 
 log = structlog.get_logger(__name__)
 
@@ -42,31 +40,26 @@ SUCCESS = 0x0000
 class ReportLane:
     """One requester's lane of reports; ``ae_title`` is the node's own."""
 
-    ledger: Ledger
+    means: Means
     requester: Requester
     ae_title: str
-    retry: RetrySettings
-    rng: Random
-    clock: Callable[[], float]
-    stopping: Event
-    beat: Callable[[], None]
 
     def run(self) -> None:
         """Report on everything that is due, oldest first, until one report fails or the node stops."""
-        self.beat()
-        for request in self.ledger.requests_due(self.requester.ae_title, self.clock()):
+        self.means.beat()
+        for request in self.means.ledger.requests_due(self.requester.ae_title, self.means.clock()):
             outcome = attempt(lambda request=request: self.report(request))  # type: ignore[misc]
             if isinstance(outcome, Failure):
                 self.put_off(request, outcome.reason)
                 return
-            if self.stopping.is_set():
+            if self.means.stopping.is_set():
                 return
 
     def report(self, request: Request) -> None:
         """Look at every instance, and tell the requester; raises why it could not be told."""
         named = self.found(request)
         tell(peer_of(self.requester, self.ae_title), named)
-        self.ledger.close_request(request.id, None, self.clock())
+        self.means.ledger.close_request(request.id, None, self.means.clock())
         log.info("commitment reported", held=len(named.held), failed=len(named.failed))
 
     def found(self, request: Request) -> Named:
@@ -74,23 +67,23 @@ class ReportLane:
         held: list[Reference] = []
         failed: list[tuple[Reference, int]] = []
         for reference in dict.fromkeys(request.references):
-            reason = failure_of(reference, self.ledger.kept_instance(reference.sop_instance_uid))
+            reason = failure_of(reference, self.means.ledger.kept_instance(reference.sop_instance_uid))
             if reason is None:
                 held.append(reference)
             else:
                 failed.append((reference, reason))
-            self.beat()
+            self.means.beat()
         return Named(request.transaction_uid, tuple(held), tuple(failed))
 
     def put_off(self, request: Request, reason: str) -> None:
         """Report again later, or not at all where that was tried often enough: the sender asks again then."""
-        now, failures = self.clock(), request.attempt + 1
-        if failures >= self.retry.max_attempts:
-            self.ledger.close_request(request.id, reason, now)
+        now, failures = self.means.clock(), request.attempt + 1
+        if failures >= self.means.retry.max_attempts:
+            self.means.ledger.close_request(request.id, reason, now)
             log.warning("commitment report given up", reason=reason, attempt=failures)
             return
-        delay_s = retry_delay_s(failures, self.retry, self.rng)
-        self.ledger.put_off_request(request.id, now + delay_s, reason)
+        delay_s = self.means.delay_s(failures)
+        self.means.ledger.put_off_request(request.id, now + delay_s, reason)
         log.info("commitment report put off", reason=reason, delay_s=round(delay_s, 1))
 
 
@@ -134,6 +127,8 @@ def peer_of(requester: Requester, calling_ae_title: str) -> StoreDestination:
         port=requester.port,
         ae_title=requester.ae_title,
         calling_ae_title=calling_ae_title,
+        tls=requester.tls,
+        tls_name=requester.tls_name,
         connect_timeout_s=requester.timeout_s,
         acse_timeout_s=requester.timeout_s,
         dimse_timeout_s=requester.timeout_s,

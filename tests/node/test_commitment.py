@@ -37,6 +37,7 @@ from node.commitment.wire import (
     read,
     written,
 )
+from node.lane import Means
 from node.ledger import Job, Ledger, Output, ReceivedInstance, Reference
 from node.scp import Scp
 from node.spool import Spool
@@ -134,30 +135,15 @@ class Site:
         self.scp.__exit__(None, None, None)
         self.ledger.close()
 
+    def means(self) -> Means:
+        stopping = threading.Event()
+        return Means(self.ledger, RETRY, Random(1), self.clock, self.clock, stopping, lambda: None)
+
     def lane(self, number: int = 0, hold_s: float = 5.0) -> AskLane:
-        return AskLane(
-            self.ledger,
-            self.destinations[number],
-            self.scp.commitments,
-            RETRY,
-            Random(1),
-            self.clock,
-            threading.Event(),
-            lambda: None,
-            hold_s,
-        )
+        return AskLane(self.means(), self.destinations[number], self.scp.commitments, hold_s)
 
     def reports(self) -> ReportLane:
-        return ReportLane(
-            self.ledger,
-            self.requesters[0],
-            NODE,
-            RETRY,
-            Random(1),
-            self.clock,
-            threading.Event(),
-            lambda: None,
-        )
+        return ReportLane(self.means(), self.requesters[0], NODE)
 
     def delivered(self, number: int = 1, outputs: int = 4) -> Job:
         """A job every destination has taken; its instances are files of the spool."""
@@ -535,13 +521,14 @@ from random import Random
 from config.settings import Settings
 from node.commitment.ask import AskLane
 from node.commitment.hear import Commitments
+from node.lane import Means
 from node.ledger import Ledger
 settings = Settings.model_validate_json(sys.stdin.readline())
 ledger = Ledger(settings.storage.data_dir / "ledger.sqlite3")
 clock = lambda: 1000.0
 heard = Commitments(settings, ledger, clock)
-peer, event = settings.destinations[0], threading.Event()
-AskLane(ledger, peer, heard, settings.retry, Random(1), clock, event, lambda: None).run()
+means = Means(ledger, settings.retry, Random(1), clock, clock, threading.Event(), lambda: None)
+AskLane(means, settings.destinations[0], heard).run()
 """
 
 

@@ -6,6 +6,7 @@ from pydicom import dcmread
 
 from config.settings import FolderDestination, RetrySettings, StoreDestination
 from node.deliver import DeliverLane
+from node.lane import Means
 from node.ledger import Ledger, Output, ReceivedInstance
 from node.states import State
 
@@ -61,7 +62,9 @@ def outbox_file(path, series, job_id):
 def lane(ledger, clock):
     def make(destination, **retry):
         settings = RetrySettings(**{"first_s": 15, "jitter": 0, "max_attempts": 3, **retry})
-        return DeliverLane(ledger, destination, settings, Random(1), clock, Event(), lambda: None)
+        return DeliverLane(
+            Means(ledger, settings, Random(1), clock, clock, Event(), lambda: None), destination
+        )
 
     return make
 
@@ -185,7 +188,7 @@ def test_a_node_that_stops_leaves_the_rest_for_later(store_peer, ledger, lane, b
     peer = store_peer()
     job_id = built(["pacs"])
     pacs = lane(towards(peer))
-    pacs.stopping.set()
+    pacs.means.stopping.set()
     pacs.run()
     assert len(peer.received) == 1
     assert ledger.job(job_id).state is State.BUILT
@@ -194,7 +197,7 @@ def test_a_node_that_stops_leaves_the_rest_for_later(store_peer, ledger, lane, b
 def test_a_lane_shows_a_sign_of_life_with_every_answer(store_peer, ledger, lane, built):
     beats = []
     pacs = lane(towards(store_peer()))
-    pacs.beat = lambda: beats.append(1)
+    pacs.means.beat = lambda: beats.append(1)
     built(["pacs"])
     pacs.run()
     assert len(beats) == 5

@@ -16,6 +16,7 @@ from config.settings import Requester, RetrySettings, Settings
 from node.commitment.ask import AskLane
 from node.commitment.report import ReportLane
 from node.deliver import DeliverLane
+from node.lane import Means
 from node.ledger import LEDGER_FILE, Ledger, Output, ReceivedInstance
 from node.scp import Scp
 from node.scu import send
@@ -50,16 +51,15 @@ class Site:
         self.spool = Spool(folder)
         self.ledger = Ledger(folder / LEDGER_FILE)
         self.scp = Scp(self.settings, self.ledger, self.spool)
-        rest = {"retry": RETRY, "rng": Random(1), "clock": time.time, "stopping": threading.Event()}
-        rest["beat"] = lambda: None
+        stopping = threading.Event()
+        means = Means(self.ledger, RETRY, Random(1), time.time, time.monotonic, stopping, lambda: None)
         if destinations:
             to = self.settings.destinations[0]
-            self.deliver = DeliverLane(ledger=self.ledger, destination=to, **rest)
-            heard = self.scp.commitments
-            self.ask = AskLane(ledger=self.ledger, destination=to, commitments=heard, **rest)
+            self.deliver = DeliverLane(means, to)
+            self.ask = AskLane(means, to, self.scp.commitments)
         if requester is not None:
             who = Requester.model_validate(requester)
-            self.report = ReportLane(ledger=self.ledger, requester=who, ae_title="S2NODE", **rest)
+            self.report = ReportLane(means, who, "S2NODE")
 
     def __enter__(self):
         self.scp.__enter__()
