@@ -31,6 +31,8 @@ class Job:
     updated_at: float
     last_received_at: float
     instances: int
+    rejects: int | None = None
+    """The job whose outputs this one, a rejection note, rejects; None for a synthesis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,10 @@ class Delivery:
     """How often it was sent again what it said it lacked."""
     committed: int = 0
     """Outputs it has taken responsibility for."""
+    started_at: float | None = None
+    """When something was first sent there."""
+    fallback_for: str | None = None
+    """The destination this one stands in for."""
 
 
 class Reference(NamedTuple):
@@ -171,6 +177,19 @@ class Request:
     transaction_uid: str
     references: tuple[Reference, ...]
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """How far an archive was asked for the rest of a quiet series.
+
+    ``attempt`` counts tries that led to nothing; ``held`` is what the job held when there was nothing more to
+    ask for, None until then.
+    """
+
+    archive: str
+    attempt: int = 0
+    held: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,6 +164,62 @@ MIGRATIONS: tuple[Migration, ...] = (
         )
         """,
     ),
+    (
+        # Rejection notes: a job that rejects another one's outputs, and which outputs were rejected.
+        "ALTER TABLE job ADD COLUMN rejects INTEGER REFERENCES job (id)",
+        # When something was first sent there, and the destination this one stands in for.
+        "ALTER TABLE delivery ADD COLUMN started_at REAL",
+        "ALTER TABLE delivery ADD COLUMN fallback_for TEXT",
+        """
+        UPDATE delivery SET started_at = (SELECT updated_at FROM job WHERE job.id = delivery.job_id)
+        WHERE attempt > 0 OR EXISTS (
+            SELECT 1 FROM output JOIN delivered ON delivered.output_id = output.id
+            WHERE output.job_id = delivery.job_id AND delivered.destination = delivery.destination
+        )
+        """,
+        """
+        CREATE TABLE rejected (
+            output_id INTEGER PRIMARY KEY REFERENCES output (id),
+            note_id INTEGER REFERENCES job (id),
+            at REAL NOT NULL
+        )
+        """,
+        "CREATE INDEX rejected_by_note ON rejected (note_id)",
+        # What was superseded and replaced by an earlier version stays as it is: no notes on the past.
+        """
+        INSERT INTO rejected (output_id, at) SELECT output.id, job.updated_at
+        FROM output JOIN job ON job.id = output.job_id WHERE job.state = 'SUPERSEDED' AND EXISTS (
+            SELECT 1 FROM job AS later WHERE later.series_instance_uid = job.series_instance_uid
+            AND later.generation > job.generation AND later.state IN ('DELIVERED', 'COMMITTED', 'PURGED')
+        )
+        """,
+        # Patient and study of a purged job, as a DICOM file without pixels: a recall has to name them.
+        "CREATE TABLE identity (job_id INTEGER PRIMARY KEY REFERENCES job (id), header BLOB NOT NULL)",
+        """
+        CREATE TABLE quarantined (
+            id INTEGER PRIMARY KEY,
+            job_id INTEGER NOT NULL REFERENCES job (id),
+            path TEXT NOT NULL UNIQUE,
+            sha256 TEXT NOT NULL,
+            bytes INTEGER NOT NULL,
+            calling_ae TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            at REAL NOT NULL,
+            times INTEGER NOT NULL DEFAULT 1,
+            removed_at REAL
+        )
+        """,
+        # What an archive was asked about a quiet series: tries that led to nothing, and how many instances
+        # the job held when there was nothing more to ask for (NULL until then).
+        """
+        CREATE TABLE pull (
+            job_id INTEGER PRIMARY KEY REFERENCES job (id),
+            archive TEXT NOT NULL,
+            attempt INTEGER NOT NULL DEFAULT 0,
+            held INTEGER
+        )
+        """,
+    ),
 )
 """Entry n brings a file of schema version n to n + 1. Never edit one that was released: append."""
 

@@ -10,17 +10,14 @@ from pathlib import Path
 import pytest
 
 from node.ledger import (
-    CommitmentAnswer,
     Job,
     JobUnknown,
     Ledger,
     LedgerError,
-    LedgerTooNew,
     LedgerUnusable,
     MoveRefused,
     Output,
     ReceivedInstance,
-    Reference,
     StaleLease,
     SynthesisRecord,
 )
@@ -114,72 +111,6 @@ def version_of_file(path: Path) -> int:
         return version_of(db)
     finally:
         db.close()
-
-
-def test_a_newer_ledger_is_refused_in_words_and_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite3"
-    Ledger(path).close()
-    db = sqlite3.connect(path)
-    db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
-    db.commit()
-    db.close()
-    with pytest.raises(LedgerTooNew, match="newer s2node"):
-        Ledger(path)
-    assert version_of_file(path) == len(MIGRATIONS) + 1
-
-
-def a_ledger_of_version_1(path: Path) -> None:
-    """A file as the version before wrote it: one job READY, one BUILT, one DELIVERED, one SUPERSEDED."""
-    db = sqlite3.connect(path, isolation_level=None)
-    db.execute("PRAGMA journal_mode = WAL")
-    migrate(db, path, MIGRATIONS[:1])
-    states = ("READY", "BUILT", "DELIVERED", "SUPERSEDED")
-    for number, state in enumerate(states, start=1):
-        db.execute(
-            "INSERT INTO job (id, series_instance_uid, generation, study_instance_uid, calling_ae, state,"
-            " created_at, updated_at, last_received_at, instances)"
-            " VALUES (?, ?, 1, '1.9', 'CT', ?, 1, 5, 2, 1)",
-            (number, f"1.{number}", state),
-        )
-        db.execute(
-            "INSERT INTO instance VALUES (?, ?, '1.2', '1.2', ?, 'aa', 5, 1)",
-            (number, f"1.{number}.1", f"inbox/1.{number}/1.dcm"),
-        )
-        db.execute(
-            "INSERT INTO event (job_id, at, to_state) VALUES (?, 1, 'RECEIVING')",
-            (number,),
-        )
-    for number in (2, 3):
-        db.execute(
-            "INSERT INTO output VALUES"
-            " (?, ?, 'arterial', 'ct_series', '2.25.1', ?, '1.2', 'outbox/1.dcm', 'aa')",
-            (number, number, f"2.25.{number}"),
-        )
-        db.execute("INSERT INTO delivery (job_id, destination, attempt) VALUES (?, 'pacs', 2)", (number,))
-    db.execute("INSERT INTO delivered VALUES (3, 'pacs', 0, 4)")
-    db.close()
-
-
-def test_a_ledger_of_the_version_before_is_migrated_and_its_open_jobs_finish(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite3"
-    a_ledger_of_version_1(path)
-    with Ledger(path) as ledger:
-        assert version_of_file(path) == len(MIGRATIONS) == 2
-        leased = ledger.lease("w", 10.0, 60.0)
-        assert leased is not None and leased.id == 1
-        ledger.record_built(1, "w", [output(ledger, 1, 0)], [SYNTHESIS], ["pacs"], now=11.0)
-        assert [job.id for job in ledger.due("pacs", 12.0)] == [1, 2]
-        for uid in ("2.25.1.0", "2.25.2"):
-            ledger.record_delivery(uid, "pacs", 0, 13.0)
-        assert {job.id for job in ledger.commitments_due("pacs", 14.0, 14.0)} == {1, 2, 3}
-        for number, uid in ((1, "2.25.1.0"), (2, "2.25.2"), (3, "2.25.3")):
-            (found,) = ledger.outputs(number)
-            held = CommitmentAnswer(frozenset({Reference(found.sop_class_uid, uid)}))
-            ledger.record_found(number, "pacs", held, {"pacs"}, 15.0)
-        states_now = {job.id: job.state for job in ledger.jobs()}
-        assert states_now == dict.fromkeys((1, 2, 3), State.COMMITTED) | {4: State.SUPERSEDED}
-        assert ledger.deliveries(3)[0].committed == 1
-        assert ledger.begin_purge(3, [State.COMMITTED], 20.0, 20.0)
 
 
 def test_a_file_that_is_no_database_is_refused_in_words(tmp_path: Path) -> None:
