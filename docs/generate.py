@@ -267,7 +267,34 @@ def _paragraphs(text: str) -> str:
     return "\n\n".join(_flat(paragraph) for paragraph in re.split(r"\n\s*\n", text.strip()))
 
 
-PARTS: Mapping[str, Callable[[], str]] = {"settings": settings_tables, "metrics": metrics_tables}
+FAULTS = DOCS / "faults"
+
+
+def fault_tables() -> str:
+    """What the full forms of the fault experiments counted, one table an experiment."""
+    found = [
+        (path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(FAULTS.glob("*.json"))
+    ]
+    return "\n\n".join(
+        f"### {name}\n\n{row['machine']}\n\n"
+        + markdown_table(
+            ("counted", "figure"), [(key, _words(value)) for key, value in row["figures"].items()]
+        )
+        for name, row in found
+    )
+
+
+def _words(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {inner}" for key, inner in value.items())
+    return str(value)
+
+
+PARTS: Mapping[str, Callable[[], str]] = {
+    "settings": settings_tables,
+    "metrics": metrics_tables,
+    "faults": fault_tables,
+}
 """What stands between the markers of a page."""
 
 
@@ -279,7 +306,7 @@ def page(path: Path) -> str:
     return MARKER.sub(lambda found: f"{found[1]}\n{PARTS[found['name']]()}\n\n{found[3]}", text)
 
 
-PAGES = ("command-reference.md", "administrators-guide.md", "model-card.md")
+PAGES = ("command-reference.md", "administrators-guide.md", "model-card.md", "faults.md")
 """Pages with generated parts."""
 
 

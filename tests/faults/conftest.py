@@ -1,0 +1,239 @@
+"""What the fault experiments share: how big they are, where their figures go, a node that can be killed.
+
+Each experiment has a short form, which is an ordinary test, and a full one (`make faults`, `make fuzz`,
+`make soak`): the same code with greater numbers. Both say what they counted with ``figures``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage
+from pynetdicom import AE
+
+from config.settings import Settings
+from engine.session import SessionPolicy
+from node.build import build, context_of
+from node.ledger import LEDGER_FILE, Ledger
+from node.models import ModelStore
+from node.outputs.encoding import to_bytes
+from node.worker import Engines, local_time
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+IS_FULL = os.environ.get("S2NODE_FAULTS") == "full"
+FIGURES = REPOSITORY / (Path("docs", "faults") if IS_FULL else Path("build", "faults"))
+"""One JSON file an experiment; the page docs/faults.md shows those of the full forms."""
+SERVE = (
+    "import sys; from config.settings import Settings; from node.service import serve;"
+    "sys.exit(serve(Settings.model_validate_json(sys.stdin.readline())))"
+)
+
+_told: list[tuple[str, Mapping[str, object]]] = []
+
+
+@pytest.fixture(scope="session")
+def amount() -> Callable[..., int]:
+    """``amount("KILLS", short=6, full=1000)``: S2NODE_KILLS where it is set, else by the form that runs."""
+
+    def choose(name: str, *, short: int, full: int) -> int:
+        return int(os.environ.get(f"S2NODE_{name}", full if IS_FULL else short))
+
+    return choose
+
+
+@pytest.fixture(scope="session")
+def figures() -> Callable[[str, Mapping[str, object]], None]:
+    """``figures("kill", {"kills": 1000, "lost": 0})`` keeps what an experiment counted, and shows it."""
+
+    def tell(experiment: str, counted: Mapping[str, object]) -> None:
+        FIGURES.mkdir(parents=True, exist_ok=True)
+        row = {"figures": dict(counted), "machine": machine()}
+        text = json.dumps(row, indent=2, ensure_ascii=False)
+        (FIGURES / f"{experiment}.json").write_text(text + "\n", encoding="utf-8")
+        _told.append((experiment, counted))
+
+    return tell
+
+
+def machine() -> str:
+    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table of figures; with xdist the figures are in their files alone."""
+    for experiment, counted in _told:
+        terminalreporter.section(experiment)
+        for name, value in counted.items():
+            terminalreporter.line(f"{name:60} {value}")
+
+
+def until(condition: Callable[[], Any], seconds: float = 240.0) -> Any:
+    """What ``condition`` gave last: something true, or it was not true for ``seconds``."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.005)
+    return condition()
+
+
+class Victim:
+    """The node as processes of their own, in one group; none of them outlives the ``with`` block.
+
+    ``environment`` is added to the processes' own, ``command`` starts a node that reads its settings.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        environment: Mapping[str, str] | None = None,
+        command: tuple[str, ...] = (sys.executable, "-c", SERVE),
+    ) -> None:
+        self.settings = settings
+        self.environment = {**os.environ, **(environment or {})}
+        self.command = command
+
+    def __enter__(self) -> Victim:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env=self.environment,
+        )
+        assert self.process.stdin is not None
+        self.process.stdin.write(self.settings.model_dump_json().encode() + b"\n")
+        self.process.stdin.flush()
+
+    def kill(self, *, everything: bool) -> None:
+        """Kill the node, and its worker too with ``everything``; else the worker must notice by itself."""
+        if everything:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        else:
+            self.process.kill()
+        self.reap()
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.reap()
+
+    def reap(self) -> int:
+        code = self.process.wait(60)
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return code
+
+    def listens(self) -> bool:
+        """Whether it answers an association request."""
+        probe = AE()
+        probe.connection_timeout = 1
+        probe.add_requested_context("1.2.840.10008.1.1")
+        assoc = probe.associate("127.0.0.1", self.settings.listen.port, ae_title="S2NODE")
+        established = assoc.is_established
+        if established:
+            assoc.release()
+        return bool(established)
+
+
+@dataclass
+class Sender:
+    """A modality: keeps what is not acknowledged and sends it again until it is."""
+
+    port: int
+    series: list[Dataset]
+    acknowledged: set[str] = field(default_factory=set)
+    statuses: list[int | None] = field(default_factory=list)
+
+    @property
+    def uid(self) -> str:
+        return str(self.series[0].SeriesInstanceUID)
+
+    def send_some(self, limit: int = 1000, pause_s: float = 0.0) -> None:
+        """Send up to ``limit`` of what is not acknowledged; fewer where the node goes away."""
+        ae = AE(ae_title="CT")
+        ae.connection_timeout, ae.acse_timeout, ae.dimse_timeout, ae.network_timeout = 1, 5, 20, 20
+        ae.add_requested_context(CTImageStorage)
+        assoc = ae.associate("127.0.0.1", self.port, ae_title="S2NODE")
+        for ds in self.rest()[:limit]:
+            if not assoc.is_established:
+                break
+            status = assoc.send_c_store(ds).get("Status")
+            self.statuses.append(status)
+            if status == 0x0000:
+                self.acknowledged.add(ds.SOPInstanceUID)
+            time.sleep(pause_s)
+        if assoc.is_established:
+            assoc.release()
+
+    def send_all(self, seconds: float = 120.0) -> None:
+        end = time.monotonic() + seconds
+        while self.rest():
+            assert time.monotonic() < end, "the node does not take the rest of the series"
+            self.send_some()
+            time.sleep(0.02)
+
+    def rest(self) -> list[Dataset]:
+        return [ds for ds in self.series if ds.SOPInstanceUID not in self.acknowledged]
+
+
+def check_acknowledged(ledger: Ledger, senders: list[Sender]) -> None:
+    """Every acknowledged instance is in the ledger and on the disk, whole."""
+    for sender in senders:
+        if not sender.acknowledged:
+            continue
+        instances = {i.sop_instance_uid: i for i in ledger.instances(ledger.find_jobs(sender.uid)[-1].id)}
+        assert sender.acknowledged <= set(instances)
+        for uid in sender.acknowledged:
+            assert sha256(instances[uid].path.read_bytes()).hexdigest() == instances[uid].sha256
+
+
+def undisturbed(settings: Settings, ledger: Ledger) -> dict[str, bytes]:
+    """The ledger's jobs built once, in this process, from the files as sent: bytes by SOP Instance UID."""
+    engines = Engines(ModelStore(settings), SessionPolicy(provider="cpu", threads=1)).active()
+    files = {}
+    for job in ledger.jobs():
+        built = build(
+            [instance.path for instance in ledger.instances(job.id)],
+            engines=engines,
+            context=context_of(settings, generation=job.generation, created=local_time(job.created_at)),
+            rules=settings.intake,
+        )
+        files |= {str(ds.SOPInstanceUID): to_bytes(ds) for each in built.datasets for ds in each.datasets}
+    return files
+
+
+@pytest.fixture(scope="session")
+def rig() -> SimpleNamespace:
+    """The pieces of an experiment: Victim, Sender, until, check_acknowledged, undisturbed, LEDGER_FILE."""
+    return SimpleNamespace(
+        Victim=Victim,
+        Sender=Sender,
+        until=until,
+        check_acknowledged=check_acknowledged,
+        undisturbed=undisturbed,
+        LEDGER_FILE=LEDGER_FILE,
+    )
