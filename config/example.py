@@ -59,16 +59,14 @@ def _tables_of(prefix: str, model: type[BaseModel]) -> Iterator[Table]:
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
         many = get_args(field.annotation)[-1:] == (Ellipsis,)
-        for kind in _models_in(field.annotation):
+        for kind in _tables_in(field):
             yield _table(path, kind, many)
             yield from _tables_of(f"{path}.", kind)
 
 
 def _table(name: str, model: type[BaseModel], many: bool) -> Table:
     entries = tuple(
-        _entry(name, key, field)
-        for key, field in model.model_fields.items()
-        if not _models_in(field.annotation)
+        _entry(name, key, field) for key, field in model.model_fields.items() if not _tables_in(field)
     )
     return Table(name, _flat(model.__doc__), entries, many)
 
@@ -77,6 +75,11 @@ def _entry(table: str, key: str, field: FieldInfo) -> Entry:
     default = _plain(field.get_default(call_default_factory=True))
     example = field.examples[0] if field.examples else default
     return Entry(table, key, _allowed(field), default, _flat(field.description), example)
+
+
+def _tables_in(field: FieldInfo) -> list[type[BaseModel]]:
+    """The settings classes that are tables of their own: not those that ``true`` stands for."""
+    return [] if isinstance(field.default, bool) else _models_in(field.annotation)
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -92,7 +95,8 @@ def _allowed(field: FieldInfo) -> str:
     if choices:
         many = get_origin(field.annotation) is tuple
         return ("list of " if many else "") + " or ".join(toml_value(choice) for choice in choices)
-    noun = NOUNS.get(field.annotation) or ("list" if isinstance(field.default, tuple) else "text")
+    kind = bool if isinstance(field.default, bool) else field.annotation
+    noun = NOUNS.get(kind) or ("list" if isinstance(field.default, tuple) else "text")
     return ", ".join(part for part in (noun, _bounds(field.metadata)) if part)
 
 

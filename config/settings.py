@@ -12,9 +12,9 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from config.base import Frozen
@@ -86,6 +86,43 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+class TlsSettings(Frozen):
+    """Certificates for DICOM over TLS, as PEM files. Peers must show one too, both ways."""
+
+    certificate: Folder | Literal[""] = ""
+    """Certificate of this node, with those between it and its authority after it."""
+    key: Folder | Literal[""] = ""
+    """Private key of that certificate, without a pass phrase; readable by the node's user alone."""
+    authorities: Folder | Literal[""] = ""
+    """Certificates of the authorities that peers' certificates come from. No others are believed."""
+    revoked: Folder | Literal[""] = ""
+    """Revocation lists of all these authorities. Empty: revocation is not looked at."""
+    warn_days: int = Field(default=30, ge=0, le=3650)
+    """Days before a certificate runs out from which `s2node doctor` warns."""
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether TLS can be spoken with these files."""
+        return bool(self.certificate and self.key and self.authorities)
+
+    @model_validator(mode="after")
+    def _all_three_or_none(self) -> TlsSettings:
+        if self.is_filled or not (self.certificate or self.key or self.authorities or self.revoked):
+            return self
+        missing = next(name for name in ("certificate", "key", "authorities") if not getattr(self, name))
+        raise impossible(missing, "name the file: certificate, key and authorities belong together")
+
+
+def _true_or_false(value: object) -> object:
+    if not isinstance(value, bool | dict | TlsSettings):
+        raise ValueError("write true or false")  # noqa: TRY004 - pydantic's word for a value that is wrong
+    return value
+
+
+PeerTls = Annotated[bool | TlsSettings, BeforeValidator(_true_or_false)]
+"""``tls = true`` of a peer, which is given the files of ``[tls]`` when the settings are read."""
+
+
 class ListenSettings(Frozen):
     """Where the node listens for C-ECHO and C-STORE, and whom it answers."""
 
@@ -97,6 +134,10 @@ class ListenSettings(Frozen):
     """TCP port to listen on; 0 takes a free one."""
     max_associations: int = Field(default=25, ge=1, le=1000)
     """Associations open at the same time; one more is refused."""
+    max_associations_per_address: int = Field(default=20, ge=1, le=1000)
+    """Associations one address may have open, and connections of it that have not asked for one yet."""
+    max_associations_per_ae_title: int = Field(default=10, ge=1, le=1000)
+    """Associations one calling AE title may have open."""
     max_pdu_bytes: int = Field(default=131_072, ge=4096, le=4_194_304)
     """Largest protocol data unit accepted, in bytes."""
     network_timeout_s: Seconds = 60.0
@@ -112,21 +153,32 @@ class ListenSettings(Frozen):
     """Calling AE titles that may associate. Empty: any."""
     allow_addresses: tuple[Network, ...] = ()
     """Addresses or blocks (CIDR) that may associate. Empty: any."""
+    store_ae_titles: tuple[AETitle, ...] = ()
+    """Calling AE titles that may store. Empty: all that may associate."""
+    store_addresses: tuple[Network, ...] = ()
+    """Addresses or blocks that may store. Empty: all that may associate."""
+    echo_ae_titles: tuple[AETitle, ...] = ()
+    """Calling AE titles that may send a C-ECHO. Empty: all that may associate."""
+    echo_addresses: tuple[Network, ...] = ()
+    """Addresses or blocks that may send a C-ECHO. Empty: all that may associate."""
     allow_unknown_peers: bool = False
-    """Lets the two lists above stay empty although the node listens beyond this machine."""
+    """Lets allow_ae_titles and allow_addresses stay empty although the node listens beyond this machine."""
+    tls: bool = False
+    """Listens for TLS, with the certificates of [tls]; plain text is then refused. 2762 is the registered
+    port."""
     allow_plain_text: bool = False
-    """Lets the node listen beyond this machine without TLS. This version has no TLS: put the port behind a
-    protected network."""
+    """Lets the node listen beyond this machine without TLS, on a network that is protected by other means."""
 
     @model_validator(mode="after")
     def _guarded_beyond_loopback(self) -> ListenSettings:
         if is_loopback(self.host):
             return self
-        if not self.allow_plain_text:
+        if not (self.tls or self.allow_plain_text):
             raise impossible(
                 "host",
                 "this address is reachable from other machines and DICOM is sent as plain text: "
-                'write host = "127.0.0.1", or allow_plain_text = true if the network is protected',
+                'write tls = true and fill [tls], or host = "127.0.0.1", '
+                "or allow_plain_text = true if the network is protected",
             )
         if not (self.allow_ae_titles or self.allow_addresses or self.allow_unknown_peers):
             raise impossible(
@@ -250,6 +302,10 @@ class StoreDestination(Frozen):
     """AE title of the peer."""
     calling_ae_title: AETitle = "S2NODE"
     """AE title the node calls itself towards this peer."""
+    tls: PeerTls = False
+    """Speaks TLS with this peer, with the certificates of [tls]."""
+    tls_name: str = Field(default="", max_length=253)
+    """Name or address that the peer's certificate has to carry. Empty: host."""
     connect_timeout_s: Seconds = 10.0
     """Seconds to wait for the TCP connection."""
     acse_timeout_s: Seconds = 30.0
@@ -271,6 +327,11 @@ class StoreDestination(Frozen):
     [retry] added."""
     commitment_resends: int = Field(default=3, ge=0, le=100)
     """Times a job is sent again because the peer lacks instances it had accepted; after that it is parked."""
+    fallback: Name | Literal[""] = ""
+    """Name of another destination that gets a job too where this one has not taken it for after_hours, and at
+    once where this one refuses it for good. It gets nothing else. Empty: none."""
+    after_hours: float = Field(default=4.0, gt=0, le=8760)
+    """Hours a job waits for this destination before it goes to the fallback too."""
 
 
 class FolderDestination(Frozen):
@@ -282,6 +343,11 @@ class FolderDestination(Frozen):
     """Name of the destination in logs and in `s2node jobs show` (letters, digits, - and _)."""
     path: Folder = Field(examples=["/srv/synthetic"])
     """Folder to write to; one folder a series is made in it."""
+    fallback: Name | Literal[""] = ""
+    """Name of another destination that gets a job too where this one has not taken it for after_hours. It gets
+    nothing else. Empty: none."""
+    after_hours: float = Field(default=4.0, gt=0, le=8760)
+    """Hours a job waits for this destination before it goes to the fallback too."""
 
 
 def _kind_of(value: object) -> str:
@@ -301,12 +367,55 @@ class Requester(Frozen):
 
     ae_title: AETitle = Field(examples=["CT1"])
     """AE title the sender calls itself; each may be listed once."""
+    addresses: tuple[Network, ...] = ()
+    """Addresses or blocks (CIDR) the sender may ask from. Empty: any that may associate."""
     host: str = Field(min_length=1, examples=["ct1.example.org"])
     """Host name or address the report goes to."""
     port: Port = 104
     """TCP port the report goes to."""
+    tls: PeerTls = False
+    """Speaks TLS with this peer, with the certificates of [tls]."""
+    tls_name: str = Field(default="", max_length=253)
+    """Name or address that the peer's certificate has to carry. Empty: host."""
     timeout_s: Seconds = 30.0
     """Seconds to wait for the connection, for the association and for the answer to the report."""
+
+
+class ArchivePeer(Frozen):
+    """An archive that series are fetched from: by `s2node fetch`, and by the node itself where it is told to
+    complete series that came without all their slices."""
+
+    name: Name = Field(examples=["archive"])
+    """Name of the archive in logs and for `s2node fetch` (letters, digits, - and _)."""
+    host: str = Field(min_length=1, examples=["pacs.example.org"])
+    """Host name or address of the archive."""
+    port: Port = 104
+    """TCP port of the archive."""
+    ae_title: AETitle = Field(examples=["PACS"])
+    """AE title of the archive."""
+    calling_ae_title: AETitle = "S2NODE"
+    """AE title the node calls itself towards this archive."""
+    tls: PeerTls = False
+    """Speaks TLS with this archive, with the certificates of [tls]."""
+    tls_name: str = Field(default="", max_length=253)
+    """Name or address that the archive's certificate has to carry. Empty: host."""
+    retrieve: Literal["move", "get"] = "move"
+    """How instances come: "move" by C-MOVE to listen.ae_title, which the archive has to know with our address
+    and port; "get" by C-GET, over the connection that the node opens."""
+    completes: Literal["none", "own", "any"] = "none"
+    """Which series it is asked about when they are quiet, so that slices that did not come are fetched first:
+    "own" those that it sent itself, "any" those of every sender, "none" no series."""
+    completes_attempts: int = Field(default=5, ge=1, le=1000)
+    """Tries at one series that lead to nothing, with the waits of [retry] between them, after which it is
+    judged as it is."""
+    connect_timeout_s: Seconds = 10.0
+    """Seconds to wait for the TCP connection."""
+    acse_timeout_s: Seconds = 30.0
+    """Seconds to wait for the association to be accepted or released."""
+    dimse_timeout_s: Seconds = 300.0
+    """Seconds to wait for the next answer. Some archives say nothing until a C-MOVE is over."""
+    max_pdu_bytes: int = Field(default=131_072, ge=4096, le=4_194_304)
+    """Largest protocol data unit accepted from the archive, in bytes."""
 
 
 class RetrySettings(Frozen):
@@ -323,12 +432,71 @@ class RetrySettings(Frozen):
     to 1)."""
     max_attempts: int = Field(default=50, ge=1, le=100_000)
     """Attempts at one destination after which the job is parked."""
+    break_after: int = Field(default=3, ge=1, le=1000)
+    """Failures in a row, of whatever jobs, after which a destination is left alone: only a C-ECHO (for a folder,
+    a look) goes there until it is answered. No job loses an attempt meanwhile."""
+    probe_s: Seconds = 30.0
+    """Seconds between two such C-ECHOs, lengthened or shortened by jitter."""
 
     @model_validator(mode="after")
     def _longest_is_not_shorter_than_first(self) -> RetrySettings:
         if self.max_s < self.first_s:
             raise impossible("max_s", f"write at least first_s, {self.first_s:g}")
         return self
+
+
+class WatchSettings(Frozen):
+    """Where the node tells how it is over HTTP: /metrics, /healthz, /readyz. No patient data."""
+
+    enabled: bool = False
+    """Whether it does."""
+    host: str = "127.0.0.1"
+    """Address to listen on. It is plain HTTP and asks for no password."""
+    port: int = Field(default=9112, ge=0, le=65535)
+    """TCP port to listen on; 0 takes a free one."""
+    allow_remote: bool = False
+    """Lets ``host`` be an address that other machines can reach."""
+
+    @model_validator(mode="after")
+    def _stays_on_this_machine(self) -> WatchSettings:
+        if not (is_loopback(self.host) or self.allow_remote):
+            raise impossible(
+                "host",
+                "this address is reachable from other machines, and whoever asks is answered: "
+                'write host = "127.0.0.1", or allow_remote = true',
+            )
+        return self
+
+
+class AuditSettings(Frozen):
+    """DICOM audit messages (PS3.15 A.5): to a file, to syslog over TLS, or both. They name patients."""
+
+    to_file: bool = False
+    """Writes them to data_dir/audit/messages.log, an XML message a line, readable by the node's user alone."""
+    file_bytes: int = Field(default=67_108_864, ge=4096)
+    """Size at which that file is put aside as messages.log.1 and a new one begun."""
+    files: int = Field(default=50, ge=1, le=10_000)
+    """Files put aside that are kept; the oldest is removed."""
+    syslog_host: str = Field(default="", max_length=253)
+    """Host of the audit repository, as its certificate names it (RFC 5424 over RFC 5425, with the
+    certificates of [tls]). Empty: none."""
+    syslog_port: Port = 6514
+    """TCP port of the audit repository."""
+    syslog_timeout_s: Seconds = 10.0
+    """Seconds to wait for the connection, for each answer, and for the end."""
+    max_waiting: int = Field(default=100_000, ge=1, le=10_000_000)
+    """Messages kept in data_dir/audit/waiting for a repository that is away; what happens to jobs after that
+    is sent from the ledger, later."""
+    identities: Literal["patient", "job"] = "patient"
+    """"patient": patient ID, patient's name and study UID, as the standard demands; "job": only the job's
+    number in their place."""
+    site: str = Field(default="", max_length=64, pattern=r"^[ -~]*$")
+    """AuditEnterpriseSiteID: the name of the hospital or network, if it has several."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody is to have the messages."""
+        return self.to_file or bool(self.syslog_host)
 
 
 class LogSettings(Frozen):
@@ -340,10 +508,20 @@ class LogSettings(Frozen):
     """"json": one object a line, for a collector; "text": for people."""
 
 
+def _is_list_of_tables(value: object) -> bool:
+    return isinstance(value, list | tuple) and any(isinstance(each, dict) for each in value)
+
+
+def _with_files(peer: object, files: object) -> object:
+    """A peer's table as it was written, with ``tls = true`` replaced by the files."""
+    return {**peer, "tls": files} if isinstance(peer, dict) and peer.get("tls") is True else peer
+
+
 class Settings(Frozen):
     """Everything one node needs to know. Valid when it exists."""
 
     listen: ListenSettings = ListenSettings()
+    tls: TlsSettings = TlsSettings()
     storage: StorageSettings = Field(default_factory=StorageSettings)
     settle: SettleSettings = SettleSettings()
     intake: IntakeSettings = IntakeSettings()
@@ -354,8 +532,32 @@ class Settings(Frozen):
     """Where finished series are sent. Without one, they stay in the outbox."""
     requesters: tuple[Requester, ...] = ()
     """Senders that may ask for storage commitment, and where their reports go."""
+    archives: tuple[ArchivePeer, ...] = ()
+    """Where series are fetched from."""
     retry: RetrySettings = RetrySettings()
     log: LogSettings = LogSettings()
+    watch: WatchSettings = WatchSettings()
+    audit: AuditSettings = AuditSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gives_peers_the_certificates(cls, written: Any) -> Any:
+        """``tls = true`` of a peer becomes the files of ``[tls]``: who calls a peer needs nothing else."""
+        if not isinstance(written, dict):
+            return written
+        files = written.get("tls", TlsSettings())
+        return {
+            key: [_with_files(each, files) for each in value] if _is_list_of_tables(value) else value
+            for key, value in written.items()
+        }
+
+    @model_validator(mode="after")
+    def _has_certificates_for_tls(self) -> Settings:
+        peers = [peer for section in vars(self).values() if isinstance(section, tuple) for peer in section]
+        needs = self.listen.tls or any(getattr(peer, "tls", False) for peer in peers)
+        if needs and not self.tls.is_filled:
+            raise impossible("tls", "name the files certificate, key and authorities: tls = true needs them")
+        return self
 
     @model_validator(mode="after")
     def _names_each_destination_once(self) -> Settings:
@@ -366,6 +568,29 @@ class Settings(Frozen):
                 "destinations", f"give every destination a name of its own: {', '.join(repeated)}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _names_each_archive_once(self) -> Settings:
+        names = [archive.name for archive in self.archives]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise impossible("archives", f"give every archive a name of its own: {', '.join(repeated)}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_the_fallbacks_it_names(self) -> Settings:
+        may_be = {destination.name for destination in self.destinations if not destination.fallback}
+        wrong = sorted({each.fallback for each in self.destinations} - may_be - {""})
+        if wrong:
+            cure = "name as fallback a destination that is there and has no fallback of its own"
+            raise impossible("destinations", f"{cure}, not {', '.join(wrong)}")
+        return self
+
+    @property
+    def first_destinations(self) -> tuple[str, ...]:
+        """Names of the destinations that every job goes to: those that are nobody's fallback."""
+        fallbacks = {destination.fallback for destination in self.destinations}
+        return tuple(each.name for each in self.destinations if each.name not in fallbacks)
 
     @model_validator(mode="after")
     def _names_each_requester_once(self) -> Settings:

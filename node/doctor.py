@@ -141,7 +141,7 @@ def _listener(settings: Settings, _now: float) -> Found:
     where = f"{listen.host}:{listen.port}"
     if listen.port == 0:
         yield Level.WARNING, "listen.port = 0 takes another port at every start", "write a port"
-    elif watchdog.answers(listen, listen.port):
+    elif watchdog.answers(listen, listen.port, settings.tls):
         yield Level.OK, f"{listen.ae_title} answers at {where}", ""
     else:
         yield Level.PROBLEM, f"nobody answers at {where}", CURES["listener"]

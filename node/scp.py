@@ -38,9 +38,10 @@ from config.settings import ListenSettings, Settings
 from node.commitment.hear import Commitments
 from node.commitment.wire import PUSH_MODEL, SYNTAXES
 from node.ledger import Ledger
-from node.peers import AllowList
+from node.peers import AllowList, Role, Slots
 from node.receive import SUCCESS, Answer, Arrival, Receiver
 from node.spool import Spool
+from node.tls import Doorkeeper, shake_hands, words_of
 from node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 log = structlog.get_logger(__name__)
@@ -78,6 +79,13 @@ NO_DATA_SETS: Final = frozenset(
 )
 """Transfer syntaxes of the registry (PS3.6 A) that do not carry a data set over DIMSE."""
 
+TLS_HANDSHAKE: Final = 0x16
+"""First byte of a TLS connection (RFC 8446 5.1); that of an association request is 0x01 (PS3.8 9.3.2)."""
+WRONG_PORT: Final[dict[bool, str]] = {
+    True: "the peer speaks plain text, and this port TLS",
+    False: "the peer speaks TLS, and this port plain text",
+}
+"""What a peer got wrong, by whether this port speaks TLS."""
 MAX_PDU_SLACK_BYTES: Final = 1024 * 1024
 """Longest PDU that is read whatever was negotiated: association requests are longer than data PDUs."""
 MAX_WAITING_MESSAGES: Final = 4
@@ -100,7 +108,7 @@ PROTOCOL_LOG: Final = (evt.EVT_DIMSE_RECV, evt.EVT_DIMSE_SENT, evt.EVT_PDU_RECV,
 class Scp:
     """The node's SCP: what arrives is kept in ``spool`` and ``ledger``. Listens within a ``with`` statement.
 
-    Entering raises OSError where the address cannot be had.
+    Making one raises CertificatesUnusable, entering raises OSError where the address cannot be had.
     """
 
     def __init__(
@@ -110,7 +118,11 @@ class Scp:
         self.commitments = Commitments(settings, ledger, clock)
         """What peers say and ask about storage commitment; the ask lanes hear reports by it too."""
         self._listener = Listener(
-            settings.listen, Receiver(spool, ledger, limit, clock).take, limit, self.commitments
+            settings.listen,
+            Receiver(spool, ledger, limit, clock).take,
+            limit,
+            self.commitments,
+            Doorkeeper(settings.tls) if settings.listen.tls else None,
         )
 
     def __enter__(self) -> Scp:
@@ -137,7 +149,8 @@ class Listener:
     """An application entity that hands every received instance to ``store`` and sends its answer back.
 
     ``store`` is called from one thread an association and does not raise. With ``commitments`` that are
-    wanted the Push Model is offered too. Listening starts with :meth:`start` and ends with :meth:`stop`.
+    wanted the Push Model is offered too; with a ``doorkeeper`` TLS is spoken and nothing else. Listening
+    starts with :meth:`start` and ends with :meth:`stop`.
     """
 
     def __init__(
@@ -146,12 +159,15 @@ class Listener:
         store: Callable[[Arrival], Answer],
         max_instance_bytes: int,
         commitments: Commitments | None = None,
+        doorkeeper: Doorkeeper | None = None,
     ) -> None:
         self.listen = listen
         self.max_instance_bytes = max_instance_bytes
         self._store = store
         self._commitments = commitments if commitments is not None and commitments.is_wanted else None
+        self._doorkeeper = doorkeeper
         self._allowed = AllowList(listen)
+        self._slots = Slots(listen)
         self._server: Server | None = None
 
     def start(self) -> None:
@@ -168,7 +184,7 @@ class Listener:
             contexts.append(push_model_context())
             handlers.append((evt.EVT_N_EVENT_REPORT, self._commitments.on_report))
             handlers.append((evt.EVT_N_ACTION, self._commitments.on_request))
-        self._server = Server(ae, self.listen, contexts, handlers, self.max_instance_bytes)
+        self._server = Server(ae, self.listen, contexts, handlers, self.max_instance_bytes, self._doorkeeper)
         threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="scp", daemon=True).start()
         log.info("listening", port=self.port)
 
@@ -178,6 +194,7 @@ class Listener:
             return
         server, self._server = self._server, None
         server.shutdown()
+        server.hang_up()
         deadline = time.monotonic() + grace_s
         while server.active_associations and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -200,15 +217,23 @@ class Listener:
         """Refuse a peer that is not allowed, with the standard's reason (PS3.8 9.3.4)."""
         assoc = event.assoc
         request = cast(A_ASSOCIATE, assoc.requestor.primitive)
+        calling, address = request.calling_ae_title, assoc.requestor.address
         rejection = self._allowed.rejection(
-            called=request.called_ae_title, calling=request.calling_ae_title, address=assoc.requestor.address
-        )
+            called=request.called_ae_title, calling=calling, address=address
+        ) or self._slots.rejection(assoc, calling=calling, address=address)
         if rejection is None:
+            self._offer(assoc, self._allowed.roles(calling=calling, address=address))
             return
         log.warning("association refused", reason=rejection.words)
         assoc.acse.send_reject(rejection.result, rejection.source, rejection.reason)
         assoc.is_rejected = True
         assoc.kill()
+
+    def _offer(self, assoc: Association, roles: frozenset[Role]) -> None:
+        """Take away the contexts of what this peer may not do: it hears so before it sends anything."""
+        if len(roles) < len(Role):
+            offered = assoc.acceptor.supported_contexts
+            assoc.acceptor.supported_contexts = [cx for cx in offered if role_of(cx) in (None, *roles)]
 
     def _on_store(self, event: evt.Event) -> int | Dataset:
         request = cast(C_STORE, event.request)
@@ -248,6 +273,12 @@ def transfer_syntaxes() -> tuple[str, ...]:
     return (*PREFERRED_SYNTAXES, *sorted(registered - NO_DATA_SETS - set(PREFERRED_SYNTAXES)))
 
 
+def role_of(context: PresentationContext) -> Role | None:
+    """What a peer must be allowed for this context; None for storage commitment, which has its own list."""
+    uid = str(context.abstract_syntax)
+    return Role.ECHO if uid == VERIFICATION else None if uid == PUSH_MODEL else Role.STORE
+
+
 def _application_entity(listen: ListenSettings) -> ApplicationEntity:
     ae = ApplicationEntity(listen.ae_title)
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
@@ -279,6 +310,8 @@ def _status(answer: Answer) -> Dataset:
 class Server(ThreadedAssociationServer):
     """pynetdicom's server with bounded reading."""
 
+    daemon_threads = True  # a peer that is silent does not hold up the end of the process
+
     def __init__(
         self,
         ae: ApplicationEntity,
@@ -286,11 +319,13 @@ class Server(ThreadedAssociationServer):
         contexts: list[PresentationContext],
         handlers: list[Any],
         max_instance_bytes: int,
+        doorkeeper: Doorkeeper | None,
     ) -> None:
         self.listen = listen
+        self.doorkeeper = doorkeeper
         self.max_instance_bytes = max_instance_bytes
         self._guard = threading.Lock()
-        self._waiting = 0
+        self._waiting: set[Connection] = set()
         super().__init__(
             ae,
             (listen.host, listen.port),
@@ -303,21 +338,32 @@ class Server(ThreadedAssociationServer):
             self._handlers.pop(event, None)
         ae._servers.append(self)
 
-    def is_crowded(self) -> bool:
-        """Whether there are as many connections as are heard at once, associations or not yet."""
+    def is_crowded(self, address: str) -> bool:
+        """Whether as many connections are open as are heard at once, in all or not yet asking from there."""
+        with self._guard:
+            waiting = [each.client_address[0] for each in self._waiting]
         most = self.listen.max_associations + SPARE_CONNECTIONS
-        return self._waiting + len(self.active_associations) >= most
+        if waiting.count(address) >= self.listen.max_associations_per_address:
+            return True
+        return len(waiting) + len(self.active_associations) >= most
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """A connection that has not said anything yet."""
+    def waiting(self, connection: Connection) -> Iterator[None]:
+        """A connection that has not asked for an association yet."""
         with self._guard:
-            self._waiting += 1
+            self._waiting.add(connection)
         try:
             yield
         finally:
             with self._guard:
-                self._waiting -= 1
+                self._waiting.discard(connection)
+
+    def hang_up(self) -> None:
+        """Send away those that have not asked for an association yet."""
+        with self._guard:
+            waiting = list(self._waiting)
+        for connection in waiting:
+            connection.hang_up()
 
 
 class _Shared(list[PresentationContext]):
@@ -341,55 +387,99 @@ class Connection(RequestHandler):
         A load balancer's probe connects and hangs up: it never becomes an association. The socket gets a
         time-out: a peer that stops in the middle of a PDU would hold its slot for ever.
         """
-        listen = self.server.listen
-        if self.server.is_crowded():
+        if self.server.is_crowded(self.client_address[0]):
             log.warning("connection closed", reason="too many connections")
-        elif self._speaks(listen.acse_timeout_s):
-            self.request.settimeout(listen.network_timeout_s)
+        elif self._is_welcome():
+            self.request.settimeout(self.server.listen.network_timeout_s)
             super().handle()
             return
         self.server.shutdown_request(self.request)
 
-    def _speaks(self, timeout_s: float) -> bool:
-        """Whether the peer sends anything within ``timeout_s``."""
-        self.request.settimeout(timeout_s)
-        with self.server.waiting():
-            try:
-                return bool(self.request.recv(1, socket.MSG_PEEK))
-            except OSError:
+    def _is_welcome(self) -> bool:
+        """Whether the peer speaks, and speaks what this listener does.
+
+        Hands are shaken here, in a thread of the connection's own: nobody waits for a peer that is silent.
+        """
+        with self.server.waiting(self):
+            first = self._first_byte()
+            if first is None:
                 return False
+            doorkeeper = self.server.doorkeeper
+            if (first == TLS_HANDSHAKE) != (doorkeeper is not None):
+                log.warning("connection closed", reason=WRONG_PORT[doorkeeper is not None])
+                return False
+            return doorkeeper is None or self._shake_hands(doorkeeper)
+
+    def _first_byte(self) -> int | None:
+        """What the peer says first, left where it is; None where it says nothing in time."""
+        self.request.settimeout(self.server.listen.acse_timeout_s)
+        try:
+            return next(iter(self.request.recv(1, socket.MSG_PEEK)), None)
+        except OSError:
+            return None
+
+    def _shake_hands(self, doorkeeper: Doorkeeper) -> bool:
+        try:
+            self.request = shake_hands(self.request, doorkeeper.context(), self.server.listen.acse_timeout_s)
+        except OSError as error:
+            log.warning("connection closed", reason=f"TLS: {words_of(error)}")
+            return False
+        return True
+
+    def hang_up(self) -> None:
+        """End the wait for a peer that has not asked for an association yet."""
+        with suppress(OSError):
+            self.request.shutdown(socket.SHUT_RDWR)
 
     def _create_association(self) -> Association:
         assoc = super()._create_association()
         assoc.dimse = BoundedMessages(assoc, self.server.max_instance_bytes)
         assoc.dul.state_machine = UpperLayer(assoc.dul)
         assoc.dul.socket = BoundedSocket(
-            cast(AssociationSocket, assoc.dul.socket), 2 * self.server.listen.max_pdu_bytes
+            cast(AssociationSocket, assoc.dul.socket),
+            2 * self.server.listen.max_pdu_bytes,
+            self.server.listen.network_timeout_s,
         )
         return assoc
 
 
 class BoundedSocket(AssociationSocket):
-    """Takes over an association's socket and reads no PDU beyond a length: the peer says how long it is."""
+    """Takes over an association's socket and reads no PDU beyond a length or a time; the peer sets both."""
 
-    def __init__(self, taken_over: AssociationSocket, max_pdu_bytes: int) -> None:
+    def __init__(self, taken_over: AssociationSocket, max_pdu_bytes: int, pdu_timeout_s: float) -> None:
         vars(self).update(vars(taken_over))
+        self._pdu_timeout_s = pdu_timeout_s
         self._max_pdu_bytes = max(max_pdu_bytes, MAX_PDU_SLACK_BYTES)
 
     def recv(self, nr_bytes: int) -> bytearray:
-        """``nr_bytes`` bytes, fewer where the peer hangs up; raises OSError for more than a PDU may have."""
+        """``nr_bytes`` bytes, fewer where the peer hangs up.
+
+        Raises OSError for more than a PDU may have, TimeoutError where they take longer than the network
+        time-out altogether: a byte a minute is no sign of life.
+        """
         if nr_bytes > self._max_pdu_bytes:
             raise OSError(f"a PDU of {nr_bytes} bytes was announced")
         received = bytearray(nr_bytes)
         with memoryview(received) as view:
             count = 0
+            deadline = time.monotonic() + self._pdu_timeout_s
             while count < nr_bytes:
-                read = self.socket.recv_into(view[count:]) if self.socket else 0
+                read = self._read(view[count:], deadline)
                 if not read:
                     break
                 count += read
         del received[count:]
         return received
+
+    def _read(self, into: memoryview, deadline: float) -> int:
+        """Some bytes, 0 where the peer hung up."""
+        if self.socket is None:
+            return 0
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("a PDU took too long")
+        self.socket.settimeout(left)
+        return self.socket.recv_into(into)
 
 
 class UpperLayer(StateMachine):

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pynetdicom import AE, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from config.settings import ListenSettings
+from config.settings import ListenSettings, TlsSettings
+from node.tls import self_call
 
 
 @dataclass(slots=True)
@@ -62,17 +63,34 @@ def feed_every_s(environ: Mapping[str, str] = os.environ) -> float | None:
     return allowed_us / 3_000_000
 
 
-def answers(listen: ListenSettings, port: int, timeout_s: float = 5.0) -> bool:
-    """Whether our listener answers an association request and C-ECHO; a rejection is an answer too.
+def answers(
+    listen: ListenSettings, port: int, tls: TlsSettings | None = None, timeout_s: float = 5.0
+) -> bool:
+    """Whether our listener answers an association request and C-ECHO; a refusal is an answer too.
 
-    Calls as somebody who is let in; an address that means "every one" is called at loopback.
+    Calls as somebody who is let in; an address that means "every one" is called at loopback. Over TLS it
+    shows the node's own certificate, which the listener need not believe.
     """
-    ae = AE(ae_title=(*listen.allow_ae_titles, listen.ae_title)[0])
+    secure = self_call(tls) if listen.tls and tls else None
+    ae = AE(ae_title=_title(listen))
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = timeout_s
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)
-    assoc = ae.associate(host, port, contexts=[build_context(Verification)], ae_title=listen.ae_title)
+    assoc = ae.associate(
+        host,
+        port,
+        contexts=[build_context(Verification)],
+        ae_title=listen.ae_title,
+        tls_args=(secure, host) if secure else None,
+    )
     if not assoc.is_established:
-        return bool(assoc.is_rejected)
+        refused = assoc.is_rejected or assoc.rejected_contexts or (secure and secure.was_refused)
+        return bool(refused)
     status = assoc.send_c_echo().get("Status")
     assoc.release()
     return bool(status == 0)
+
+
+def _title(listen: ListenSettings) -> str:
+    """The first AE title that may associate and echo, where that is said."""
+    both = [title for title in listen.allow_ae_titles if title in listen.echo_ae_titles]
+    return (*both, *listen.allow_ae_titles, *listen.echo_ae_titles, listen.ae_title)[0]

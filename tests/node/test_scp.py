@@ -586,12 +586,12 @@ def test_connections_beyond_the_spare_ones_are_closed_unheard(tmp_path: Path) ->
         peers = [connect(node) for _ in range(9)]
         server = node.scp._listener._server
         assert server is not None
-        wait_until(server.is_crowded)
+        wait_until(lambda: server.is_crowded("127.0.0.1"))
         with connect(node) as late:
             assert_closed(late)
         for peer in peers:
             peer.close()
-        wait_until(lambda: not server.is_crowded())
+        wait_until(lambda: not server.is_crowded("127.0.0.1"))
         echo(node)
 
 

@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from config.settings import ListenSettings
+from config.settings import ListenSettings, TlsSettings
 from node import watchdog
 from node.watchdog import Pulse
 
@@ -52,18 +52,18 @@ def test_a_listener_that_answers_an_echo_is_well(store_peer, host):
     listen = ListenSettings(
         ae_title="PEER", host=host, allow_ae_titles=["PACS"], allow_plain_text=True, allow_unknown_peers=True
     )
-    assert watchdog.answers(listen, peer.port)
+    assert watchdog.answers(listen, peer.port, TlsSettings())
 
 
 def test_a_listener_that_rejects_us_is_well_too(store_peer):
     peer = store_peer(calling=["PACS"])
-    assert watchdog.answers(ListenSettings(ae_title="PEER"), peer.port)
+    assert watchdog.answers(ListenSettings(ae_title="PEER"), peer.port, TlsSettings())
 
 
 def test_a_port_where_nobody_answers_is_not_well():
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         port = deaf.getsockname()[1]
-        assert not watchdog.answers(ListenSettings(), port)
+        assert not watchdog.answers(ListenSettings(), port, TlsSettings())
         deaf.listen()
-        assert not watchdog.answers(ListenSettings(), port, timeout_s=0.2)
+        assert not watchdog.answers(ListenSettings(), port, TlsSettings(), timeout_s=0.2)
