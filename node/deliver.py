@@ -53,15 +53,17 @@ class DeliverLane:
         send = DESTINATIONS[self.destination.kind]
         with closing(send(self.destination, [output.path for output in outputs])) as answers:  # type: ignore[type-var]
             for answer in answers:
-                means.ledger.record_delivery(
+                is_wanted = means.ledger.record_delivery(
                     answer.sop_instance_uid, self.destination.name, answer.status, means.clock()
                 )
                 means.beat()
-                if means.stopping.is_set():
+                if means.stopping.is_set() or not is_wanted:
                     return
         seconds = round(means.clock() - began, 3)
         self.tell("delivered", job, instances=len(outputs), seconds=seconds)
 
+        if not means.ledger.begin_delivery(job.id, self.destination.name, means.clock()):
+            return  # superseded or recalled since it was found
     def put_off(self, job: Job, failure: Failure) -> None:
         """Try ``job`` again later, or, where that is useless or was tried often enough, call it refused."""
         ledger, now = self.means.ledger, self.means.clock()

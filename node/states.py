@@ -18,6 +18,7 @@ class State(StrEnum):
     BUILT = "BUILT"
     DELIVERED = "DELIVERED"
     COMMITTED = "COMMITTED"
+    RECALLED = "RECALLED"
     PURGED = "PURGED"
     REJECTED = "REJECTED"
     PARKED = "PARKED"
@@ -28,13 +29,24 @@ MOVES: dict[State, frozenset[State]] = {
     State.RECEIVING: frozenset({State.SETTLED, State.REJECTED, State.PARKED, State.SUPERSEDED}),
     State.SETTLED: frozenset({State.READY, State.REJECTED, State.PARKED, State.SUPERSEDED}),
     State.READY: frozenset({State.BUILT, State.REJECTED, State.PARKED, State.SUPERSEDED}),
-    State.BUILT: frozenset({State.DELIVERED, State.PARKED, State.SUPERSEDED}),
-    State.DELIVERED: frozenset({State.COMMITTED, State.BUILT, State.PURGED, State.SUPERSEDED}),
-    State.COMMITTED: frozenset({State.PURGED, State.SUPERSEDED}),
+    State.BUILT: frozenset({State.DELIVERED, State.PARKED, State.RECALLED, State.SUPERSEDED}),
+    State.DELIVERED: frozenset(
+        {State.COMMITTED, State.BUILT, State.RECALLED, State.PURGED, State.SUPERSEDED}
+    ),
+    State.COMMITTED: frozenset({State.RECALLED, State.PURGED, State.SUPERSEDED}),
+    State.RECALLED: frozenset({State.PURGED, State.SUPERSEDED}),
     State.PURGED: frozenset({State.SUPERSEDED}),
     State.REJECTED: frozenset({State.READY, State.PURGED, State.SUPERSEDED}),
     State.PARKED: frozenset(
-        {State.SETTLED, State.READY, State.BUILT, State.REJECTED, State.PURGED, State.SUPERSEDED}
+        {
+            State.SETTLED,
+            State.READY,
+            State.BUILT,
+            State.REJECTED,
+            State.RECALLED,
+            State.PURGED,
+            State.SUPERSEDED,
+        }
     ),
     State.SUPERSEDED: frozenset(),
 }
@@ -48,9 +60,10 @@ PURGEABLE: tuple[State, ...] = (
     State.DELIVERED,
     State.REJECTED,
     State.PARKED,
+    State.RECALLED,
     State.SUPERSEDED,
 )
 """States whose files an administrator may let go; without being named only COMMITTED."""
 
-FINAL: frozenset[State] = frozenset({State.PURGED, State.REJECTED, State.SUPERSEDED})
+FINAL: frozenset[State] = frozenset({State.PURGED, State.RECALLED, State.REJECTED, State.SUPERSEDED})
 """States nothing leaves by itself."""

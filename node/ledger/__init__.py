@@ -9,10 +9,21 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Iterable, Sequence
+from math import inf
 from pathlib import Path
 from types import TracebackType
 
-from node.ledger import commitments, deliveries, leases, moves, purging, receiving
+from node.ledger import (
+    breakers,
+    commitments,
+    deliveries,
+    leases,
+    moves,
+    notes,
+    pulls,
+    purging,
+    receiving,
+)
 from node.ledger.errors import (
     JobUnknown,
     LedgerError,
@@ -21,17 +32,26 @@ from node.ledger.errors import (
     MoveRefused,
     StaleLease,
 )
+from node.ledger.figures import figures_of
+from node.ledger.following import advance_follower, begin_following, events_after
 from node.ledger.rows import (
+    BreakerRecord,
     CommitmentAnswer,
     Delivery,
+    DestinationStanding,
     Event,
+    Figures,
+    Followed,
     Instance,
+    InstanceAnswer,
     Job,
     Output,
+    Pull,
     Question,
     ReceivedInstance,
     Recorded,
     Reference,
+    Rejection,
     Request,
     SynthesisRecord,
 )
@@ -40,10 +60,15 @@ from node.states import State
 
 __all__ = [
     "LEDGER_FILE",
+    "BreakerRecord",
     "CommitmentAnswer",
     "Delivery",
+    "DestinationStanding",
     "Event",
+    "Figures",
+    "Followed",
     "Instance",
+    "InstanceAnswer",
     "Job",
     "JobUnknown",
     "Ledger",
@@ -52,10 +77,12 @@ __all__ = [
     "LedgerUnusable",
     "MoveRefused",
     "Output",
+    "Pull",
     "Question",
     "ReceivedInstance",
     "Recorded",
     "Reference",
+    "Rejection",
     "Request",
     "StaleLease",
     "SynthesisRecord",
@@ -256,10 +283,13 @@ class Ledger:
 
     # delivering
 
-    def due(self, destination: str, now: float) -> list[Job]:
-        """The BUILT jobs, oldest first, that this destination should be tried with now."""
+    def due(self, destination: str, now: float, latest: float = inf) -> list[Job]:
+        """The BUILT jobs, oldest first, that this destination should be tried with now.
+
+        Those put off beyond ``latest`` are among them: the clock was set back since.
+        """
         with self._store.reading() as db:
-            return [_job(row) for row in deliveries.due(db, destination, now)]
+            return [_job(row) for row in deliveries.due(db, destination, now, latest)]
 
     def pending_outputs(self, job_id: int, destination: str) -> list[Output]:
         """The job's outputs this destination does not have yet, in the order they were made."""
@@ -267,13 +297,19 @@ class Ledger:
             rows = deliveries.pending(db, job_id, destination)
         return [self._output(row) for row in rows]
 
-    def record_delivery(self, sop_instance_uid: str, destination: str, status: int, now: float) -> None:
+    def begin_delivery(self, job_id: int, destination: str, now: float) -> bool:
+        """Keep that something of the job is about to be sent; False where it is not BUILT any more."""
+        with self._store.writing() as db:
+            return deliveries.begin(db, job_id, destination, now)
+
+    def record_delivery(self, sop_instance_uid: str, destination: str, status: int, now: float) -> bool:
         """Keep the destination's answer for one output: success and warnings (PS3.7 C) count as delivered.
 
-        The last output to reach the last destination moves BUILT → DELIVERED in the same transaction.
+        The last output to reach the last destination moves BUILT → DELIVERED in the same transaction. False
+        where nothing more of the job should be sent: it was superseded or recalled meanwhile.
         """
         with self._store.writing() as db:
-            deliveries.record(db, sop_instance_uid, destination, status, now)
+            return deliveries.record(db, sop_instance_uid, destination, status, now)
 
     def postpone(self, job_id: int, destination: str, not_before: float, reason: str, now: float) -> int:
         """Try this destination again from ``not_before`` on; how many attempts have failed by now."""
@@ -290,6 +326,46 @@ class Ledger:
         with self._store.reading() as db:
             rows = deliveries.standing(db, job_id)
         return [Delivery(**{**dict(row), "refused": bool(row["refused"])}) for row in rows]
+
+    def answers(self, job_id: int) -> list[InstanceAnswer]:
+        """What each destination of the job last said about each output."""
+        with self._store.reading() as db:
+            return [InstanceAnswer(**dict(row)) for row in deliveries.answers(db, job_id)]
+
+    def fall_back(self, destination: str, fallback: str, owed_before: float, now: float) -> list[int]:
+        """Send the jobs ``destination`` is owed since before then to ``fallback`` too; their numbers."""
+        with self._store.reading() as db:
+            overdue = breakers.overdue(db, destination, fallback, owed_before)
+        return [job_id for job_id in overdue if self.stand_in(job_id, destination, fallback, now)]
+
+    def stand_in(self, job_id: int, destination: str, fallback: str, now: float) -> bool:
+        """Send a BUILT job to ``fallback`` too; False where it goes there already."""
+        with self._store.writing() as db:
+            return breakers.stand_in(db, job_id, destination, fallback, now)
+
+    def breaker(self, destination: str) -> BreakerRecord:
+        """How the destination answered so far."""
+        with self._store.reading() as db:
+            return breakers.read(db, destination)
+
+    def record_breaker(self, record: BreakerRecord) -> None:
+        """Keep how the destination answers."""
+        with self._store.writing() as db:
+            breakers.keep(db, record)
+
+    def hasten(self, destination: str, now: float) -> None:
+        """What waits for this destination waits no longer: it is back."""
+        with self._store.writing() as db:
+            breakers.hasten(db, destination, now)
+
+    def destinations(self, names: Iterable[str]) -> list[DestinationStanding]:
+        """How these destinations stand, and every other one that jobs wait for."""
+        with self._store.reading() as db:
+            waiting = breakers.waiting(db)
+            return [
+                DestinationStanding(breakers.read(db, name), *waiting.get(name, (0, None)))
+                for name in dict.fromkeys([*names, *sorted(waiting)])
+            ]
 
     # committing
 
@@ -382,6 +458,87 @@ class Ledger:
             row = commitments.kept(db, sop_instance_uid)
         return None if row is None else self._instance(row)
 
+    # fetching from archives
+
+    def pull(self, job_id: int) -> Pull | None:
+        """How far an archive was asked for the rest of the job's series; None where none was."""
+        with self._store.reading() as db:
+            return pulls.pull(db, job_id)
+
+    def record_pull(self, job_id: int, asked: Pull, reason: str, now: float) -> None:
+        """Keep how far the archive was asked, and ``reason`` in the history; nothing unless RECEIVING."""
+        with self._store.writing() as db:
+            pulls.record(db, job_id, asked, reason, now)
+
+    # rejecting
+
+    def superseded(self) -> list[Job]:
+        """SUPERSEDED jobs that went somewhere and were not rejected, once a later generation was built."""
+        with self._store.reading() as db:
+            return [_job(row) for row in notes.superseded(db)]
+
+    def made_by(self, model: str, since: float) -> list[Job]:
+        """Jobs built since then of which the model (its id or digest) made outputs that were not rejected."""
+        with self._store.reading() as db:
+            return [_job(row) for row in notes.made_by(db, model, since)]
+
+    def live_outputs(self, job_id: int, phases: Collection[str] | None = None) -> list[Output]:
+        """The job's outputs of these phases (all without) that were not rejected, in their order."""
+        with self._store.reading() as db:
+            return [self._output(row) for row in notes.live(db, job_id, phases)]
+
+    def went_to(self, job_id: int) -> list[str]:
+        """Destinations that something of the job was sent to, or may have been."""
+        with self._store.reading() as db:
+            return notes.went_to(db, job_id)
+
+    def reject(
+        self,
+        job_id: int,
+        rejected: Collection[str],
+        note: Output,
+        *,
+        destinations: Collection[str],
+        calling_ae: str,
+        reason: str,
+        recall: bool,
+        now: float,
+    ) -> Rejection | None:
+        """Reject outputs of the job by UID; ``note`` says so to those of ``destinations`` they went to.
+
+        In one transaction the note is a BUILT job of its own, and a job whose last live outputs are recalled
+        is RECALLED. None, and nothing done, where one of the UIDs is no live output of the job any more.
+        """
+        path = self._stored(note.path)
+        with self._store.writing() as db:
+            return notes.reject(
+                db,
+                job_id,
+                rejected,
+                note,
+                path,
+                destinations=destinations,
+                calling_ae=calling_ae,
+                reason=reason,
+                recall=recall,
+                now=now,
+            )
+
+    def keep_identity(self, job_id: int, header: bytes) -> None:
+        """Keep whose the job is beyond its files, for a note that may have to be written later."""
+        with self._store.writing() as db:
+            notes.keep_identity(db, job_id, header)
+
+    def identity(self, job_id: int) -> bytes | None:
+        """What was kept of the job's identity: a DICOM file of patient and study, without pixels."""
+        with self._store.reading() as db:
+            return notes.identity(db, job_id)
+
+    def forget_identities(self, before: float) -> int:
+        """Forget whose the jobs purged before then were; how many."""
+        with self._store.writing() as db:
+            return notes.forget_identities(db, before)
+
     # purging
 
     def purgeable(self, states: Collection[State], before: float) -> list[Job]:
@@ -409,7 +566,30 @@ class Ledger:
         with self._store.writing() as db:
             purging.finish(db, job_id, now)
 
+    # following
+
+    def begin_following(self, follower: str) -> None:
+        """Have ``follower`` hear what is written from now on; one that was here before goes on there."""
+        with self._store.writing() as db:
+            begin_following(db, follower)
+
+    def events_for(self, follower: str, most: int) -> list[Followed]:
+        """The next events of all jobs that ``follower`` has not heard, oldest first."""
+        with self._store.reading() as db:
+            rows = events_after(db, follower, most)
+        return [Followed(row["id"], _event(row), row["since"]) for row in rows]
+
+    def advance(self, follower: str, event_id: int) -> None:
+        """``follower`` has heard everything up to this event."""
+        with self._store.writing() as db:
+            advance_follower(db, follower, event_id)
+
     # counting
+
+    def figures(self) -> Figures:
+        """How much there is of everything, at one moment."""
+        with self._store.reading() as db:
+            return figures_of(db)
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter that survives restarts."""

@@ -19,18 +19,24 @@ from node.states import State
 UNCOMMITTED = (
     "SELECT output.* FROM output WHERE output.job_id = :job AND NOT EXISTS (SELECT 1 FROM committed"
     " WHERE committed.output_id = output.id AND committed.destination = :destination)"
+    f" AND {deliveries.LIVE}"
 )
-"""The outputs of ``:job`` that ``:destination`` has not committed."""
+"""The outputs of ``:job`` that ``:destination`` has not committed, but for rejected ones."""
 
 
 def due(db: sqlite3.Connection, destination: str, delivered_before: float, now: float) -> list[sqlite3.Row]:
-    """The jobs DELIVERED before then, oldest first, that this destination should be asked about now."""
+    """The jobs DELIVERED before then, oldest first, that this destination should be asked about now.
+
+    Rejection notes are not: archives hide them together with what they reject.
+    """
     return db.execute(
         "SELECT job.* FROM job JOIN delivery ON delivery.job_id = job.id WHERE job.state = 'DELIVERED'"
         " AND job.updated_at <= :before AND delivery.destination = :destination"
-        " AND delivery.ask_not_before <= :now AND EXISTS (SELECT 1 FROM output WHERE output.job_id = job.id"
+        " AND delivery.ask_not_before <= :now AND job.rejects IS NULL"
+        " AND EXISTS (SELECT 1 FROM output WHERE output.job_id = job.id"
         " AND NOT EXISTS (SELECT 1 FROM committed WHERE committed.output_id = output.id"
-        " AND committed.destination = :destination)) ORDER BY job.id",
+        " AND committed.destination = :destination)"
+        f" AND {deliveries.LIVE}) ORDER BY job.id",
         {"destination": destination, "before": delivered_before, "now": now},
     ).fetchall()
 
@@ -164,9 +170,9 @@ def _send_again(
         [(row["id"], destination, answer.lacking[row["sop_instance_uid"]], now) for row in lacking],
     )
     resent = db.execute(
-        "UPDATE delivery SET resent = resent + 1, asked = 0, ask_not_before = 0, attempt = 0, not_before = 0"
-        " WHERE job_id = ? AND destination = ? RETURNING resent",
-        (job_id, destination),
+        "UPDATE delivery SET resent = resent + 1, asked = 0, ask_not_before = 0, attempt = 0, not_before = 0,"
+        " owed_since = ? WHERE job_id = ? AND destination = ? RETURNING resent",
+        (now, job_id, destination),
     ).fetchone()["resent"]
     words = f"{destination} lacks {len(lacking)} instances it had accepted"
     if state is State.DELIVERED:

@@ -91,8 +91,8 @@ def record_built(
         [_synthesis_row(job_id, synthesis) for synthesis in syntheses],
     )
     db.executemany(
-        "INSERT INTO delivery (job_id, destination) VALUES (?, ?)",
-        [(job_id, destination) for destination in destinations],
+        "INSERT INTO delivery (job_id, destination, owed_since) VALUES (?, ?, ?)",
+        [(job_id, destination, now) for destination in destinations],
     )
 
 

@@ -95,6 +95,18 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejection:
+    """Outputs of ``job_id`` were rejected; ``note_id`` is the job that says so to ``destinations``.
+
+    No note and no destinations where the outputs had gone nowhere.
+    """
+
+    job_id: int
+    note_id: int | None
+    destinations: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SynthesisRecord:
     """What one phase was made with: an engine synthesis without its volume."""
 
@@ -131,8 +143,44 @@ class Delivery:
     """Outputs it has taken responsibility for."""
     started_at: float | None = None
     """When something was first sent there."""
+    owed_since: float = 0.0
+    """When it was built for this destination, or sent back because it lacks something."""
     fallback_for: str | None = None
     """The destination this one stands in for."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceAnswer:
+    """What a destination last said about one output; ``status`` and ``at`` are None where it said nothing."""
+
+    destination: str
+    phase: str
+    kind: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    status: int | None
+    at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerRecord:
+    """How a destination answers: transient failures in a row, and since when it is left alone, if it is."""
+
+    destination: str
+    failures: int = 0
+    opened_at: float | None = None
+    reason: str | None = None
+    """Why the last attempt or probe failed."""
+    changed_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationStanding:
+    """One destination's breaker, the jobs that wait for it, and since when the oldest of them does."""
+
+    breaker: BreakerRecord
+    jobs: int
+    oldest_at: float | None
 
 
 class Reference(NamedTuple):
@@ -202,3 +250,29 @@ class Event:
     to_state: State
     code: str | None
     note: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """An event as a follower hears it; ``since`` is when the job came to where it was before."""
+
+    id: int
+    event: Event
+    since: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """How much there is of everything, for monitoring."""
+
+    jobs: Mapping[State, int]
+    oldest: Mapping[State, float]
+    """When the job that has been longest in a state came to it; only states somebody has to act on."""
+    instances: int
+    """Received instances of jobs whose files are kept."""
+    answers: Mapping[tuple[str, int], int]
+    """Instances by destination and its last answer."""
+    waiting: Mapping[str, int]
+    """Jobs by destination that it still lacks something of."""
+    refused: Mapping[str, int]
+    """Jobs by destination that it will not take."""

@@ -167,15 +167,28 @@ MIGRATIONS: tuple[Migration, ...] = (
     (
         # Rejection notes: a job that rejects another one's outputs, and which outputs were rejected.
         "ALTER TABLE job ADD COLUMN rejects INTEGER REFERENCES job (id)",
-        # When something was first sent there, and the destination this one stands in for.
+        # When something was first sent there.
         "ALTER TABLE delivery ADD COLUMN started_at REAL",
-        "ALTER TABLE delivery ADD COLUMN fallback_for TEXT",
         """
         UPDATE delivery SET started_at = (SELECT updated_at FROM job WHERE job.id = delivery.job_id)
         WHERE attempt > 0 OR EXISTS (
             SELECT 1 FROM output JOIN delivered ON delivered.output_id = output.id
             WHERE output.job_id = delivery.job_id AND delivered.destination = delivery.destination
         )
+        """,
+        # Since when a destination is owed the job, and the destination this one stands in for.
+        "ALTER TABLE delivery ADD COLUMN owed_since REAL NOT NULL DEFAULT 0",
+        "ALTER TABLE delivery ADD COLUMN fallback_for TEXT",
+        "UPDATE delivery SET owed_since = (SELECT updated_at FROM job WHERE job.id = delivery.job_id)",
+        # A destination that failed several times in a row is left alone, but for probes, from ``opened_at``.
+        """
+        CREATE TABLE breaker (
+            destination TEXT PRIMARY KEY,
+            failures INTEGER NOT NULL,
+            opened_at REAL,
+            reason TEXT,
+            changed_at REAL NOT NULL
+        ) WITHOUT ROWID
         """,
         """
         CREATE TABLE rejected (
@@ -219,6 +232,8 @@ MIGRATIONS: tuple[Migration, ...] = (
             held INTEGER
         )
         """,
+        # Who follows the events, and the last one each has heard.
+        "CREATE TABLE follower (name TEXT PRIMARY KEY, event_id INTEGER NOT NULL) WITHOUT ROWID",
     ),
 )
 """Entry n brings a file of schema version n to n + 1. Never edit one that was released: append."""
