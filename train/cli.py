@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from engine.errors import BundleInvalid, ProviderMissing
 from engine.session import SessionPolicy
 from train.checkpoint import CheckpointUnusable
-from train.config import Phase, TrainConfig, TrainConfigInvalid, load_train_config
+from train.config import PHASES, Phase, TrainConfig, TrainConfigInvalid, load_train_config, reasons
 from train.methods import METHODS, Entry
 from train.prepare.commands import paint, phantoms, prepare
 from train.real import PairsUnusable
+from train.refresh.commands import refresh
 
 EXIT_CONFIG = 78
 EXIT_FAILED = 1
@@ -30,7 +32,9 @@ app = typer.Typer(
 )
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="Training configuration, TOML.")]
-PhaseName = Annotated[str | None, typer.Option("--phase", help="arterial or venous, instead of the file's.")]
+PhaseName = Annotated[
+    str | None, typer.Option("--phase", help="arterial or venous (S2LDM: or both), instead of the file's.")
+]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
 CacheFolder = Annotated[Path, typer.Option("--cache", help="Where prepared cases are kept between runs.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out, or fail.")]
@@ -38,7 +42,7 @@ StageOneFolder = Annotated[Path, typer.Option("--autoencoder", help="Folder of t
 StageTwoFolder = Annotated[Path, typer.Option("--diffusion", help="Folder of the finished stage 2.")]
 
 
-for _command in (prepare, paint, phantoms):
+for _command in (prepare, paint, phantoms, refresh):
     app.command()(_command)
 
 
@@ -86,7 +90,10 @@ def joint(
     from train.s2ldm.train_joint import train_joint  # noqa: PLC0415
 
     with _training():
-        train_joint(_load(config, phase), diffusion, out, cache, resume)
+        settings = _load(config, phase)
+        if settings.diffusion.phase_condition:
+            raise TrainConfigInvalid(config, "stage 3 has no network yet that is told the phase")
+        train_joint(settings, diffusion, out, cache, resume)
 
 
 def _method_command(name: str, entry: Entry) -> Callable[..., None]:
@@ -100,7 +107,7 @@ def _method_command(name: str, entry: Entry) -> Callable[..., None]:
         resume: Resume = False,
     ) -> None:
         with _training():
-            settings = entry.load(config).with_phase(_phase(config, phase))
+            settings = entry.load(config).with_phase(phase_of(config, phase))
             entry.trainer()(settings, out, cache, resume)
 
     train.__doc__ = entry.summary
@@ -173,11 +180,16 @@ def evaluate(
 
 
 def _load(file: Path, phase: str | None) -> TrainConfig:
-    return load_train_config(file).with_phase(_phase(file, phase))
+    config = load_train_config(file)
+    try:
+        return config.with_phase("both" if phase == "both" else phase_of(file, phase))
+    except ValidationError as error:
+        raise TrainConfigInvalid(file, reasons(error)) from None
 
 
-def _phase(file: Path, phase: str | None) -> Phase | None:
-    if phase in ("arterial", "venous", None):
+def phase_of(file: Path, phase: str | None) -> Phase | None:
+    """What ``--phase`` names, if anything. Raises TrainConfigInvalid."""
+    if phase in (*PHASES, None):
         return phase  # type: ignore[return-value]
     raise TrainConfigInvalid(file, f"--phase {phase!r} is neither arterial nor venous")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
@@ -18,6 +18,8 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Shape = tuple[PositiveInt, PositiveInt, PositiveInt]
 Phase = Literal["arterial", "venous"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+"""In the order of the classes of a network that is told the phase."""
 
 
 class TrainConfigInvalid(Exception):
@@ -40,7 +42,8 @@ class DataConfig(Frozen):
     source: Literal["phantom", "folder"] = "phantom"
     folder: str = ""
     """With ``source = "folder"``: where ``pairs.tsv`` and the volumes of ``s2node convert`` lie."""
-    phase: Phase = "venous"
+    phase: Phase | Literal["both"] = "venous"
+    """"both": crops of either phase, for one network that is told which (``diffusion.phase_condition``)."""
     window_hu: tuple[float, float] = (-200.0, 400.0)
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (3.0, 1.5, 1.5)
     crop: Shape = (16, 128, 128)
@@ -59,6 +62,15 @@ class DataConfig(Frozen):
     """Share of crops centred in an organ that enhances; the rest are uniform (air, lung, pelvis)."""
     extra_noise_hu: Weight = 3.0
     """White noise up to this SD is added to the source crop."""
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Those that are learnt from."""
+        return PHASES if self.phase == "both" else (self.phase,)
+
+    def each_phase(self) -> list[DataConfig]:
+        """This for every one of ``phases`` by itself."""
+        return [self.model_copy(update={"phase": phase}) for phase in self.phases]
 
     @model_validator(mode="after")
     def _window_is_a_window(self) -> DataConfig:
@@ -156,6 +168,22 @@ class AdversarialConfig(Frozen):
     lr: PositiveFloat = 2e-4
 
 
+class PerceptualConfig(Frozen):
+    """L1 between what a network trained on photographs sees in D(E_c) and in its target; off by default."""
+
+    weight: Weight = 0.0
+    weights_file: str = ""
+    """State of torchvision's VGG-16 (``vgg16-397923af.pth``) on this disk; nothing is ever downloaded."""
+    slices: PositiveInt = 4
+    """Axial slices of each crop that are looked at, evenly spaced."""
+
+    @model_validator(mode="after")
+    def _has_its_file(self) -> PerceptualConfig:
+        if self.weight and not self.weights_file:
+            raise ValueError("weight > 0 needs weights_file: the path of torchvision's vgg16-397923af.pth")
+        return self
+
+
 class AutoencoderConfig(Frozen):
     """Stage 1: the syncretic autoencoder."""
 
@@ -177,6 +205,7 @@ class AutoencoderConfig(Frozen):
     similarity: SimilarityConfig = SimilarityConfig()
     loss: AutoencoderLossConfig = AutoencoderLossConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     loop: LoopConfig = LoopConfig()
 
@@ -232,6 +261,8 @@ class DiffusionConfig(Frozen):
     source_condition: Literal["none", "cells"] = "cells"
     """none: the network sees z_t and E_n, the paper. cells: also x_n, a channel for every voxel of a latent
     cell: E_n is made to resemble E_c, which knows no anatomy once the decoder has it from the source."""
+    phase_condition: bool = False
+    """The network is told the phase (MONAI's class embedding), so that one serves both."""
     encoded_crops: int = Field(default=0, ge=0)
     """Crops drawn and encoded once, to be learnt from again and again; 0 encodes a new crop at every step."""
     timesteps: PositiveInt = 1000
@@ -294,7 +325,7 @@ class RecordConfig(Frozen):
 
 UNFELT: dict[str, Any] = {"loop": {"recompute"}}
 """Keys of a stage's section that no number depends on."""
-LATER = ("encoded_crops",)
+LATER = ("encoded_crops", "phase_condition", "perceptual")
 """Keys of a stage's section that came after the first checkpoints: digests know them once they are set."""
 
 
@@ -308,11 +339,26 @@ class RunConfig(Frozen):
     stands_on: ClassVar[dict[str, tuple[str, ...]]] = {}
     """Stages whose numbers depend on sections besides ``data`` and their own."""
 
-    def with_phase(self, phase: Phase | None) -> Self:
-        """The same configuration for another phase; None changes nothing."""
+    @property
+    def is_told_the_phase(self) -> bool:
+        """Whether one network may learn both phases."""
+        return False
+
+    @model_validator(mode="after")
+    def _one_phase_unless_it_is_told(self) -> Self:
+        if self.data.phase == "both" and not self.is_told_the_phase:
+            raise ValueError(
+                'data.phase = "both" needs a network that is told the phase: an S2LDM with'
+                " diffusion.phase_condition = true; else name one phase"
+            )
+        return self
+
+    def with_phase(self, phase: Phase | Literal["both"] | None) -> Self:
+        """The same configuration for another phase; None changes nothing. Raises ValidationError."""
         if phase is None:
             return self
-        return self.model_copy(update={"data": self.data.model_copy(update={"phase": phase})})
+        data = self.data.model_dump() | {"phase": phase}
+        return type(self).model_validate(self.model_dump() | {"data": data})
 
     def digest(self, stage: str) -> str:
         """Sha256 of every key that the numbers of this stage depend on."""
@@ -340,6 +386,11 @@ class TrainConfig(RunConfig):
         "joint": ("autoencoder", "diffusion"),
     }
 
+    @property
+    def is_told_the_phase(self) -> bool:
+        """With ``phase_condition``."""
+        return self.diffusion.phase_condition
+
     @model_validator(mode="after")
     def _crop_fits(self) -> TrainConfig:
         deepest = 2 ** (len(self.diffusion.channels) - 1)
@@ -365,8 +416,12 @@ def load_config(file: Path, kind: type[Config]) -> Config:
     try:
         return kind.model_validate(read_table(file))
     except ValidationError as error:
-        lines = (f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
-        raise TrainConfigInvalid(file, "; ".join(lines)) from None
+        raise TrainConfigInvalid(file, reasons(error)) from None
+
+
+def reasons(error: ValidationError) -> str:
+    """Every key that is wrong, and why."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
 
 
 def read_table(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -382,9 +437,10 @@ def read_table(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         return own
     if not isinstance(base, str) or file.resolve() in above:
         raise TrainConfigInvalid(file, f"extends = {base!r} names no other file")
-    return _over(read_table(file.parent / base, (*above, file.resolve())), own)
+    return merged(read_table(file.parent / base, (*above, file.resolve())), own)
 
 
-def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    tables = {k: _over(below[k], v) for k, v in above.items() if isinstance(v, dict) and k in below}
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """The tables of ``above`` over those of ``below``, key by key."""
+    tables = {k: merged(below[k], v) for k, v in above.items() if isinstance(v, dict) and k in below}
     return below | above | tables

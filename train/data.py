@@ -21,11 +21,13 @@ from torch import Tensor
 
 from engine.phantom import LABELS, PhantomOptions, make_phantom
 from engine.volume import Float32
-from train.config import DataConfig
+from train.config import PHASES as ENHANCED
+from train.config import DataConfig, Phase
 from train.disk import save_array
 from train.real import data_digest as folder_digest
 from train.real import folder_pairs
 from train.real import split_digest as folder_split_digest
+from train.split import Side
 
 ENHANCING = (
     "aorta", "portal_vein", "liver", "spleen", "renal_cortex", "pancreas", "ivc", "hepatic_veins",
@@ -40,11 +42,12 @@ PHASES = ("ncct", "arterial", "venous")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One patient on the model grid: HU int16, memory-mapped, of both phases; crop centres (organ, n, 3)."""
+    """One patient and phase on the model grid: HU int16, memory-mapped; crop centres (organ, n, 3)."""
 
     source: NDArray[np.int16]
     target: NDArray[np.int16]
     centres: NDArray[np.int16]
+    phase: Phase
 
 
 def to_unit(hu: Float32, window_hu: tuple[float, float]) -> Float32:
@@ -54,26 +57,31 @@ def to_unit(hu: Float32, window_hu: tuple[float, float]) -> Float32:
 
 
 class Pairs:
-    """The training cases of one phase and the deterministic stream of crops from them."""
+    """The training cases of one phase, or of both, and the deterministic stream of crops from them."""
 
     def __init__(self, config: DataConfig, cases: Sequence[Case]) -> None:
         self.config = config
         self.cases = list(cases)
 
-    def batch(self, seed: int, step: int, size: int) -> tuple[Tensor, Tensor]:
-        """(x_n, x_c), each (size, 1, D, H, W) in [-1, 1]: the same numbers for the same (seed, step)."""
+    def batch(self, seed: int, step: int, size: int) -> tuple[Tensor, ...]:
+        """(x_n, x_c), each (size, 1, D, H, W) in [-1, 1]: the same numbers for the same (seed, step).
+
+        Where both phases are learnt, a third tensor (size,) has each crop's place in ``train.config.PHASES``.
+        """
         rng = np.random.default_rng([seed, step])
         pairs = [self._crop(rng) for _ in range(size)]
-        x_n, x_c = (np.stack([p[i] for p in pairs])[:, None] for i in (0, 1))
-        return torch.from_numpy(x_n), torch.from_numpy(x_c)
+        crops = [torch.from_numpy(np.stack([p[i] for p in pairs])[:, None]) for i in (0, 1)]
+        if self.config.phase == "both":
+            crops.append(torch.tensor([ENHANCED.index(p[2]) for p in pairs]))
+        return tuple(crops)
 
-    def _crop(self, rng: np.random.Generator) -> tuple[Float32, Float32]:
+    def _crop(self, rng: np.random.Generator) -> tuple[Float32, Float32, Phase]:
         case = self.cases[rng.integers(len(self.cases))]
         corner = self._corner(rng, case)
         where = tuple(slice(a, a + n) for a, n in zip(corner, self.config.crop, strict=True))
         n, c = (volume[where].astype(np.float32) for volume in (case.source, case.target))
         n = n + rng.normal(0, rng.uniform(0, self.config.extra_noise_hu), n.shape).astype(np.float32)
-        return to_unit(n, self.config.window_hu), to_unit(c, self.config.window_hu)
+        return to_unit(n, self.config.window_hu), to_unit(c, self.config.window_hu), case.phase
 
     def _corner(self, rng: np.random.Generator, case: Case) -> list[int]:
         room = np.array(case.source.shape) - self.config.crop
@@ -90,7 +98,7 @@ def training_pairs(
 ) -> Pairs:
     """The pairs stage 1 and 2 learn from; makes and caches what is missing."""
     if config.source == "folder":
-        return Pairs(config, [_open_case(stem) for stem in folder_pairs(config, cache, "train")])
+        return Pairs(config, _folder_cases(config, cache, "train"))
     seeds = range(config.first_seed, config.first_seed + config.phantoms)
     return Pairs(config, _phantom_cases(config, cache, seeds, on_case))
 
@@ -99,7 +107,7 @@ def validation_pairs(config: DataConfig, cache: Path) -> Pairs:
     """A few cases never learnt from, for the curve in TensorBoard."""
     quiet = config.model_copy(update={"extra_noise_hu": 0.0})
     if config.source == "folder":
-        return Pairs(quiet, [_open_case(stem) for stem in folder_pairs(config, cache, "validation")])
+        return Pairs(quiet, _folder_cases(config, cache, "validation"))
     seeds = range(config.validation_seed, config.validation_seed + config.validation_phantoms)
     return Pairs(quiet, _phantom_cases(config, cache, seeds))
 
@@ -116,7 +124,7 @@ def _phantom_cases(
                     _make_phantom_case(config, folder, seed)
             if on_case:
                 on_case(done + 1, len(seeds))
-    return [_open_phantom_case(folder, seed, config) for seed in seeds]
+    return [_open_phantom_case(folder, seed, phase) for phase in config.phases for seed in seeds]
 
 
 def data_digest(config: DataConfig) -> str:
@@ -125,13 +133,20 @@ def data_digest(config: DataConfig) -> str:
     Raises PairsUnusable where the configured folder cannot be used.
     """
     if config.source == "folder":
-        return folder_digest(config)
+        return _over_phases(config, folder_digest)
     return _sha256({"phantoms": phantom_digest(config), "phase": config.phase, "seeds": _seeds(config)})
 
 
 def split_digest(config: DataConfig) -> str:
     """Sha256 of who is learnt from and who is only watched: patients and sides, or seeds."""
-    return folder_split_digest(config) if config.source == "folder" else _sha256(_seeds(config))
+    if config.source == "folder":
+        return _over_phases(config, folder_split_digest)
+    return _sha256(_seeds(config))
+
+
+def _over_phases(config: DataConfig, digest: Callable[[DataConfig], str]) -> str:
+    digests = [digest(each) for each in config.each_phase()]
+    return digests[0] if len(digests) == 1 else _sha256(digests)
 
 
 def _seeds(config: DataConfig) -> dict[str, list[int]]:
@@ -179,16 +194,25 @@ def _centres(rng: np.random.Generator, organ: NDArray[np.bool_]) -> NDArray[np.i
     return np.stack(np.unravel_index(chosen, organ.shape), axis=1).astype(np.int16)
 
 
-def _open_case(stem: Path) -> Case:
+def _folder_cases(config: DataConfig, cache: Path, side: Side) -> list[Case]:
+    """One side's cases of every phase that is learnt."""
+    return [
+        _open_case(stem, phase)
+        for phase, each in zip(config.phases, config.each_phase(), strict=True)
+        for stem in folder_pairs(each, cache, side)
+    ]
+
+
+def _open_case(stem: Path, phase: Phase) -> Case:
     """A case that ``folder_pairs`` prepared."""
     hu = np.load(stem.with_suffix(".npy"), mmap_mode="r")
-    return Case(hu[0], hu[1], np.load(stem.with_suffix(".centres.npy")))
+    return Case(hu[0], hu[1], np.load(stem.with_suffix(".centres.npy")), phase)
 
 
-def _open_phantom_case(folder: Path, seed: int, config: DataConfig) -> Case:
+def _open_phantom_case(folder: Path, seed: int, phase: Phase) -> Case:
     phases = np.load(folder / f"{seed}.npy", mmap_mode="r")
     centres = np.load(folder / f"{seed}.centres.npy")
-    return Case(phases[0], phases[PHASES.index(config.phase)], centres)
+    return Case(phases[0], phases[PHASES.index(phase)], centres, phase)
 
 
 @contextmanager

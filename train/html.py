@@ -48,19 +48,21 @@ Cell = str
 Table = Sequence[Sequence[Cell]]
 
 
-def write_page(file: Path, phases: Mapping[str, PhaseRows], title: str = "Evaluation") -> None:
+def write_page(
+    file: Path, phases: Mapping[str, PhaseRows], title: str = "Evaluation", head: str = ""
+) -> None:
     """Write ``file`` and, under the same name with .json, the summary and every case's rows."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.with_suffix(".json").write_text(json.dumps(as_json(phases) | {"rows": _rows(phases)}) + "\n")
-    file.write_text(page(phases, title), encoding="utf-8")
+    file.write_text(page(phases, title, head), encoding="utf-8")
 
 
-def page(phases: Mapping[str, PhaseRows], title: str = "Evaluation") -> str:
-    """The whole page; pictures are inside it."""
+def page(phases: Mapping[str, PhaseRows], title: str = "Evaluation", head: str = "") -> str:
+    """The whole page; pictures are inside it. ``head`` (HTML) comes first."""
     body = "".join(part for phase, rows in phases.items() for part in _phase(phase, rows))
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>{_INTRODUCTION}{body}</body></html>\n"
+        f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>{head}{_INTRODUCTION}{body}</body></html>\n"
     )
 
 

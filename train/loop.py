@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.distributed as dist
@@ -47,20 +47,63 @@ class Method(Protocol):
         ...
 
     def begin(self, pairs: Pairs, resumed: bool) -> Batches:
-        """Before the first step of this process: measure what must be known; return ``pairs`` or better."""
+        """Before the first step of this process: measure what must be known; return ``pairs`` or better.
+
+        ``resumed``: the states of another run were put back.
+        """
         ...
 
     def step(self, progress: float, *batch: Tensor) -> dict[str, Tensor]:
         """One step of every optimiser at ``progress`` = τ/𝒯; detached scalars to be shown, by name."""
         ...
 
-    def show(self, x_n: Tensor, x_c: Tensor, seed: int) -> dict[str, Tensor]:
-        """Predictions of x_c for held-out crops, by name, in [-1, 1], fp32; called without gradients."""
+    def show(self, x_n: Tensor, x_c: Tensor, seed: int, *phase: Tensor) -> dict[str, Tensor]:
+        """Predictions of x_c for held-out crops, by name, in [-1, 1], fp32; called without gradients.
+
+        ``phase`` (B,) comes where both are learnt.
+        """
         ...
 
     def facts(self) -> dict[str, Any]:
         """What the run card shall say besides: at least ``parameters`` by part."""
         ...
+
+
+class Parts:
+    """``states`` and ``restore`` of a method whose ``parts`` have both, and whose ``numbers`` are plain.
+
+    A part that is None is left out, and a list of parts is a list of states.
+    """
+
+    __slots__ = ()
+    parts: ClassVar[tuple[str, ...]]
+    numbers: ClassVar[tuple[str, ...]] = ()
+
+    def states(self) -> dict[str, Any]:
+        """State of every part, for the checkpoint."""
+        parts = {name: getattr(self, name) for name in self.parts}
+        states = {name: _state_of(part) for name, part in parts.items() if part is not None}
+        return states | {name: getattr(self, name) for name in self.numbers}
+
+    def restore(self, states: Mapping[str, Any]) -> None:
+        """Put every part back; strict."""
+        for name in self.parts:
+            if getattr(self, name) is not None:
+                _put_back(getattr(self, name), states[name])
+        for name in self.numbers:
+            setattr(self, name, states[name])
+
+
+def _state_of(part: Any) -> Any:
+    return [each.state_dict() for each in part] if isinstance(part, list) else part.state_dict()
+
+
+def _put_back(part: Any, state: Any) -> None:
+    if not isinstance(part, list):
+        part.load_state_dict(state)
+        return
+    for each, of_it in zip(part, state, strict=True):
+        each.load_state_dict(of_it)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +140,29 @@ class Run:
 
 
 def train(
-    plan: Plan, build: Callable[[Fabric], Method], out: Path, cache: Path, resume: bool = False
+    plan: Plan,
+    build: Callable[[Fabric], Method],
+    out: Path,
+    cache: Path,
+    resume: bool = False,
+    start_from: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train until the budget is spent or a stop is asked for; returns the checkpoint's path.
 
-    Raises CheckpointUnusable where there is nothing to resume, or something would be overwritten.
+    ``start_from`` are the states of a finished run: the same networks go on, on a budget of their own. Raises
+    CheckpointUnusable where there is nothing to resume, or something would be overwritten.
     """
     config, budget, started = plan.config, Budget(plan.loop), now_utc()
     fabric = start(plan.loop)
     out.mkdir(parents=True, exist_ok=True)
     method = build(fabric)
     pick_up(out / ckpt.NAME, resume, plan, fabric, method, budget)
+    if start_from is not None and not resume:
+        method.restore(start_from)
     with Monitor(out, budget, plan.title, config.record, fabric.is_global_zero) as monitor:
         pairs = training_pairs(config.data, cache, lambda n, of: log.info("case %d of %d", n, of))
         held_out = validation_pairs(config.data, cache)
-        batches = method.begin(pairs, resume)
+        batches = method.begin(pairs, resume or start_from is not None)
         if fabric.device.type != "cpu":
             batches = Ahead(batches)
         run = Run(plan, fabric, method, budget, batches, held_out, monitor, out)
@@ -194,8 +245,8 @@ def held_out_samples(run: Run) -> list[Sample]:
     """Fixed crops of cases never learnt from, and what the method makes of them."""
     samples = []
     for i in range(run.plan.loop.validation_crops):
-        x_n, x_c = (run.fabric.to_device(x) for x in run.held_out.batch(1, i, 1))
-        shown = run.method.show(x_n, x_c, seed=i)
+        x_n, x_c, *phase = (run.fabric.to_device(x) for x in run.held_out.batch(1, i, 1))
+        shown = run.method.show(x_n, x_c, i, *phase)
         samples.append(Sample(x_n.cpu(), x_c.cpu(), {name: x.cpu() for name, x in shown.items()}))
     return samples
 

@@ -10,16 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-UNIT_STRIDE, SAME_PADDING = (1, 1, 1), (1, 1, 1)
-ONE_SLICE_BEHIND = (0, 0, 0, 0, 0, 1)
+CONV3D_ARGUMENTS = 7
 
 
 class WholeGradients(TorchFunctionMode):
     """Within it a 3-D convolution in bf16 on the CPU has the weight gradient it should have.
 
-    oneDNN 3.12 (torch 2.13) on AVX-512 leaves the bf16 weight gradient of a 3 × 3 × 3 convolution over a
-    depth of exactly two slices partly unwritten: NaN, or any number. Other depths are right, so such an input
-    gets a third slice of zeros, which is what the padding would have been, and the output loses it again.
+    oneDNN 3.12 (torch 2.13) on AVX-512 leaves the bf16 weight gradient of a convolution partly unwritten
+    (NaN, or any number) where the input is less deep than the kernel. Such an input gets slices of zeros
+    behind, which is what padding is, and the output loses what they made. Height and width are not concerned.
     """
 
     def __torch_function__(
@@ -29,19 +28,17 @@ class WholeGradients(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Every torch call made within comes by; only ``conv3d`` is looked at."""
-        if func is not F.conv3d or not _concerned(*args[:5]):
+        """Every torch call made within comes by; only ``conv3d`` as ``nn.Conv3d`` calls it is looked at."""
+        missing = _missing_slices(*args) if func is F.conv3d and len(args) == CONV3D_ARGUMENTS else 0
+        if missing <= 0:
             return func(*args, **(kwargs or {}))
-        x, *rest = args
-        return func(F.pad(x, ONE_SLICE_BEHIND), *rest, **(kwargs or {}))[:, :, :2]
+        x, weight, bias, stride, padding, *rest = args
+        depth = (x.shape[2] + 2 * padding[0] - weight.shape[2]) // stride[0] + 1
+        return func(F.pad(x, (0, 0, 0, 0, 0, missing)), weight, bias, stride, padding, *rest)[:, :, :depth]
 
 
-def _concerned(x: Tensor, weight: Tensor, bias: object = None, stride: Any = 1, padding: Any = 0) -> bool:
+def _missing_slices(x: Tensor, weight: Tensor, *_: object) -> int:
+    """How many slices ``x`` has fewer than ``weight``; 0 where oneDNN's bf16 is not at work."""
     autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return (
-        x.shape[2] == 2
-        and x.device.type == "cpu"
-        and (autocast or x.dtype == torch.bfloat16)
-        and weight.shape[2:] == (3, 3, 3)
-        and (stride, padding) == (UNIT_STRIDE, SAME_PADDING)
-    )
+    half = autocast or x.dtype == torch.bfloat16
+    return weight.shape[2] - x.shape[2] if half and x.device.type == "cpu" else 0

@@ -9,7 +9,6 @@ other by shares of its budget, so that it is comparable with methods of one part
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,9 @@ from train.aldm.config import AldmConfig, AldmStage
 from train.aldm.networks import PHASES, Denoiser, Spade, Vqgan
 from train.data import Pairs
 from train.gan.player import Player, average_of, enlist, improve
-from train.loop import Plan, count_parameters, train
+from train.loop import Parts, Plan, count_parameters, train
 
 STAGE = "aldm"
-PARTS = ("vqgan", "spade", "denoiser", "ema")
 SCALE_LATENTS = 64
 
 
@@ -73,9 +71,11 @@ def build(config: AldmConfig, fabric: Fabric) -> AldmTraining:
 
 
 @dataclass(slots=True)
-class AldmTraining:
+class AldmTraining(Parts):
     """Everything ALDM moves, and how (``train.loop.Method``); ``scale`` is 0 while the autoencoder learns."""
 
+    parts = ("vqgan", "spade", "denoiser", "ema")
+    numbers = ("scale",)
     config: AldmConfig
     fabric: Fabric
     vqgan: Player
@@ -84,16 +84,6 @@ class AldmTraining:
     ema: AveragedModel
     scale: float = 0.0
     pairs: Pairs | None = None
-
-    def states(self) -> dict[str, Any]:
-        """State of every part, for the checkpoint."""
-        return {name: getattr(self, name).state_dict() for name in PARTS} | {"scale": self.scale}
-
-    def restore(self, states: Mapping[str, Any]) -> None:
-        """Put every part back; strict."""
-        for name in PARTS:
-            getattr(self, name).load_state_dict(states[name])
-        self.scale = states["scale"]
 
     @property
     def phase(self) -> int:

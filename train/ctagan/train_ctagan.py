@@ -8,7 +8,6 @@ fake and of the target 0.1 · L_adv(D_c) + 2 · |c(G(x_n) ∘ φ) − c(x_c)|.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,10 @@ from train.gan.adversary import Discriminator, ImagePool, discriminator_loss, fo
 from train.gan.generators import ResNetGenerator
 from train.gan.player import Player, average_of, enlist, improve, watching
 from train.gan.registration import Registration, centre_crop, smoothness
-from train.loop import Plan, count_parameters, train
+from train.loop import Parts, Plan, count_parameters, train
 from train.planes import Translator
 
 STAGE = "ctagan"
-PARTS = ("generator", "registration", "ema", "pool")
 WHOLE = 1.0
 
 
@@ -82,9 +80,10 @@ def build(config: CTAGANConfig, fabric: Fabric) -> CTAGANTraining:
 
 
 @dataclass(slots=True)
-class CTAGANTraining:
+class CTAGANTraining(Parts):
     """Everything CTA-GAN moves, and how (``train.loop.Method``)."""
 
+    parts = ("generator", "registration", "ema", "pool", "discriminators")
     config: CTAGANConfig
     fabric: Fabric
     ema: AveragedModel
@@ -92,18 +91,6 @@ class CTAGANTraining:
     registration: Player
     discriminators: list[Player]
     pool: ImagePool
-
-    def states(self) -> dict[str, Any]:
-        """State of every part, for the checkpoint."""
-        parts = {name: getattr(self, name).state_dict() for name in PARTS}
-        return parts | {"discriminators": [judge.state_dict() for judge in self.discriminators]}
-
-    def restore(self, states: Mapping[str, Any]) -> None:
-        """Put every part back; strict."""
-        for name in PARTS:
-            getattr(self, name).load_state_dict(states[name])
-        for judge, state in zip(self.discriminators, states["discriminators"], strict=True):
-            judge.load_state_dict(state)
 
     def begin(self, pairs: Pairs, resumed: bool) -> Pairs:
         """Nothing to prepare."""

@@ -9,7 +9,6 @@ drawn on their own, so no step knows which x_c belongs to its x_n.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,10 @@ from train.data import Pairs
 from train.gan.adversary import Discriminator, ImagePool, discriminator_loss, fooling_loss
 from train.gan.generators import ResNetGenerator
 from train.gan.player import Player, average_of, enlist, improve, watching
-from train.loop import Plan, count_parameters, train
+from train.loop import Parts, Plan, count_parameters, train
 from train.planes import Translator
 
 STAGE = "cyclegan"
-PARTS = ("there", "back", "judge_n", "judge_c", "ema", "pool_n", "pool_c")
 OTHER_STREAM = 1_000_003
 """Added to the seed for the crops of the other phase."""
 
@@ -69,9 +67,10 @@ def build(config: CycleGANConfig, fabric: Fabric) -> CycleGANTraining:
 
 
 @dataclass(slots=True)
-class CycleGANTraining:
+class CycleGANTraining(Parts):
     """Everything CycleGAN moves, and how (``train.loop.Method``)."""
 
+    parts = ("there", "back", "judge_n", "judge_c", "ema", "pool_n", "pool_c")
     config: CycleGANConfig
     fabric: Fabric
     ema: AveragedModel
@@ -81,15 +80,6 @@ class CycleGANTraining:
     judge_c: Player
     pool_n: ImagePool
     pool_c: ImagePool
-
-    def states(self) -> dict[str, Any]:
-        """State of every part, for the checkpoint."""
-        return {name: getattr(self, name).state_dict() for name in PARTS}
-
-    def restore(self, states: Mapping[str, Any]) -> None:
-        """Put every part back; strict."""
-        for name in PARTS:
-            getattr(self, name).load_state_dict(states[name])
 
     def begin(self, pairs: Pairs, resumed: bool) -> Unpaired:
         """Take the pairs apart."""

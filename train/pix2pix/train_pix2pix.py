@@ -9,7 +9,6 @@ result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,11 @@ from train.data import Pairs
 from train.gan.adversary import Discriminator, ImagePool, discriminator_loss, fooling_loss
 from train.gan.generators import UNetGenerator, halvings
 from train.gan.player import Player, average_of, enlist, improve, watching
-from train.loop import Plan, count_parameters, train
+from train.loop import Parts, Plan, count_parameters, train
 from train.pix2pix.config import Pix2PixConfig
 from train.planes import Translator
 
 STAGE = "pix2pix"
-PARTS = ("generator", "discriminator", "ema", "pool")
 
 
 def train_pix2pix(config: Pix2PixConfig, out: Path, cache: Path, resume: bool = False) -> Path:
@@ -62,24 +60,16 @@ def build(config: Pix2PixConfig, fabric: Fabric) -> Pix2PixTraining:
 
 
 @dataclass(slots=True)
-class Pix2PixTraining:
+class Pix2PixTraining(Parts):
     """Everything pix2pix moves, and how (``train.loop.Method``)."""
 
+    parts = ("generator", "discriminator", "ema", "pool")
     config: Pix2PixConfig
     fabric: Fabric
     ema: AveragedModel
     generator: Player
     discriminator: Player
     pool: ImagePool
-
-    def states(self) -> dict[str, Any]:
-        """State of every part, for the checkpoint."""
-        return {name: getattr(self, name).state_dict() for name in PARTS}
-
-    def restore(self, states: Mapping[str, Any]) -> None:
-        """Put every part back; strict."""
-        for name in PARTS:
-            getattr(self, name).load_state_dict(states[name])
 
     def begin(self, pairs: Pairs, resumed: bool) -> Pairs:
         """Nothing to prepare."""

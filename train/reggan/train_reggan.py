@@ -9,7 +9,6 @@ mend it. R is gone in service.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,11 @@ from train.gan.adversary import Discriminator, ImagePool, discriminator_loss, fo
 from train.gan.generators import ResNetGenerator
 from train.gan.player import Player, average_of, enlist, improve, watching
 from train.gan.registration import Registration, smoothness
-from train.loop import Plan, count_parameters, train
+from train.loop import Parts, Plan, count_parameters, train
 from train.planes import Translator
 from train.reggan.config import RegGANConfig
 
 STAGE = "reggan"
-PARTS = ("generator", "registration", "discriminator", "ema", "pool")
 
 
 def train_reggan(config: RegGANConfig, out: Path, cache: Path, resume: bool = False) -> Path:
@@ -61,9 +59,10 @@ def build(config: RegGANConfig, fabric: Fabric) -> RegGANTraining:
 
 
 @dataclass(slots=True)
-class RegGANTraining:
+class RegGANTraining(Parts):
     """Everything RegGAN moves, and how (``train.loop.Method``)."""
 
+    parts = ("generator", "registration", "discriminator", "ema", "pool")
     config: RegGANConfig
     fabric: Fabric
     ema: AveragedModel
@@ -71,15 +70,6 @@ class RegGANTraining:
     registration: Player
     discriminator: Player
     pool: ImagePool
-
-    def states(self) -> dict[str, Any]:
-        """State of every part, for the checkpoint."""
-        return {name: getattr(self, name).state_dict() for name in PARTS}
-
-    def restore(self, states: Mapping[str, Any]) -> None:
-        """Put every part back; strict."""
-        for name in PARTS:
-            getattr(self, name).load_state_dict(states[name])
 
     def begin(self, pairs: Pairs, resumed: bool) -> Pairs:
         """Nothing to prepare."""

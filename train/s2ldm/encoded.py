@@ -33,12 +33,13 @@ class EncodedPairs:
     def __init__(self, pairs: Pairs, latents: NDArray[np.float16]) -> None:
         self.pairs, self.latents = pairs, latents
 
-    def batch(self, seed: int, step: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """x_n (size, 1, D, H, W), E_n and E_c (size, C, d, h, w), fp32."""
+    def batch(self, seed: int, step: int, size: int) -> tuple[Tensor, ...]:
+        """x_n (size, 1, D, H, W), E_n and E_c (size, C, d, h, w), fp32; phases (size,) if both are learnt."""
         which = np.random.default_rng([seed, step]).integers(len(self.latents), size=size)
-        x_n = torch.cat([self.pairs.batch(CROP_SEED, int(i), 1)[0] for i in which])
+        crops = [self.pairs.batch(CROP_SEED, int(i), 1) for i in which]
+        x_n, _, *phase = (torch.cat(each) for each in zip(*crops, strict=True))
         latents = torch.from_numpy(self.latents[which].astype(np.float32))
-        return x_n, latents[:, 0], latents[:, 1]
+        return x_n, latents[:, 0], latents[:, 1], *phase
 
 
 def encoded_pairs(
@@ -70,7 +71,7 @@ def encode_crops(
     """(crops, 2, C, d, h, w): E_n, E_c; fp16 rounds a latent by less than bf16's convolutions do."""
     found = []
     for i in range(config.diffusion.encoded_crops):
-        both = fabric.to_device(torch.cat(pairs.batch(CROP_SEED, i, 1)))
+        both = fabric.to_device(torch.cat(pairs.batch(CROP_SEED, i, 1)[:2]))
         with fabric.autocast():
             latents = autoencoder.encode(both)
         found.append(latents.float().cpu().numpy().astype(np.float16))

@@ -8,7 +8,6 @@ names and ``translate`` · L1(D(E_n), x_c), each by its weight in the configurat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from train.config import AdversarialConfig, TrainConfig
 from train.data import Pairs
-from train.loop import Plan, count_parameters, descend, measuring_gradients, set_rate, train
+from train.loop import Parts, Plan, count_parameters, descend, measuring_gradients, set_rate, train
 from train.recompute import recompute
 from train.s2ldm import losses
 from train.s2ldm.autoencoder import StageOne, SyncreticAutoencoder
+from train.s2ldm.perceptual import PerceptualLoss, load_perceptual
 from train.s2ldm.quantizer import perplexity
 from train.s2ldm.similarity import body_mask, cosine, l_sim
 
 STAGE = "autoencoder"
-MOVING = ("autoencoder", "ema", "optimiser", "discriminator", "discriminator_optimiser")
 
 
 def train_autoencoder(config: TrainConfig, out: Path, cache: Path, resume: bool = False) -> Path:
@@ -53,8 +52,12 @@ def build(config: TrainConfig, fabric: Fabric) -> AutoencoderTraining:
         critic = build_critic(this.adversarial)
         moves = AdamW(critic.parameters(), this.adversarial.lr, o.betas)
         critic, critic_optimiser = fabric.setup(critic, moves)
+    ema, perceptual = fabric.to_device(ema), None
+    if this.perceptual.weight > 0:
+        file = Path(this.perceptual.weights_file)
+        perceptual = fabric.to_device(load_perceptual(file, this.perceptual.slices))
     return AutoencoderTraining(
-        config, fabric, autoencoder, fabric.to_device(ema), optimiser, critic, critic_optimiser
+        config, fabric, autoencoder, ema, optimiser, critic, critic_optimiser, perceptual
     )
 
 
@@ -66,9 +69,10 @@ def build_critic(config: AdversarialConfig) -> nn.Module:
 
 
 @dataclass(slots=True)
-class AutoencoderTraining:
+class AutoencoderTraining(Parts):
     """Everything stage 1 moves, and how (``train.loop.Method``)."""
 
+    parts = ("autoencoder", "ema", "optimiser", "discriminator", "discriminator_optimiser")
     config: TrainConfig
     fabric: Fabric
     autoencoder: nn.Module
@@ -76,28 +80,24 @@ class AutoencoderTraining:
     optimiser: Optimizer
     discriminator: nn.Module | None
     discriminator_optimiser: Optimizer | None
-
-    def states(self) -> dict[str, Any]:
-        """State of every part, for the checkpoint."""
-        parts = {name: getattr(self, name) for name in MOVING}
-        return {name: part.state_dict() for name, part in parts.items() if part is not None}
-
-    def restore(self, states: Mapping[str, Any]) -> None:
-        """Put every part back; strict."""
-        for name, state in states.items():
-            getattr(self, name).load_state_dict(state)
+    perceptual: PerceptualLoss | None
 
     def begin(self, pairs: Pairs, resumed: bool) -> Pairs:
         """Nothing to prepare."""
         return pairs
 
-    def step(self, progress: float, x_n: Tensor, x_c: Tensor) -> dict[str, Tensor]:
-        """One optimiser step of the autoencoder and, once it has started, one of the discriminator."""
+    def step(self, progress: float, x_n: Tensor, x_c: Tensor, *_: Tensor) -> dict[str, Tensor]:
+        """One optimiser step of the autoencoder and, once it has started, one of the discriminator.
+
+        Which phase x_c is of need not be told: E_c shows it.
+        """
         this = self.config.autoencoder
         rate = set_rate(self.optimiser, this.optimiser, progress)
         self.autoencoder.train()
         out = self.autoencoder(x_n, x_c)
         terms = stage_one_terms(self.config, out, x_n, x_c, progress)
+        if self.perceptual is not None:
+            terms["loss/perceptual"] = this.perceptual.weight * self.perceptual(out.from_c, x_c)
         total = torch.stack([value for name, value in terms.items() if name.startswith("loss/")]).sum()
         adversarial = self.discriminator is not None and progress >= this.adversarial.start
         if adversarial:
@@ -134,7 +134,7 @@ class AutoencoderTraining:
         self.discriminator_optimiser.step()
         return loss
 
-    def show(self, x_n: Tensor, x_c: Tensor, seed: int) -> dict[str, Tensor]:
+    def show(self, x_n: Tensor, x_c: Tensor, seed: int, *_: Tensor) -> dict[str, Tensor]:
         """D(E_n), stage 1's own translation, and D(E_c), what it can rebuild."""
         average = self.ema.module.eval()
         with self.fabric.autocast():
@@ -143,7 +143,8 @@ class AutoencoderTraining:
 
     def facts(self) -> dict[str, Any]:
         """For the run card."""
-        return {"parameters": count_parameters({"autoencoder": self.autoencoder})}
+        parameters = {"parameters": count_parameters({"autoencoder": self.autoencoder})}
+        return parameters | ({"perceptual": self.perceptual.sha256} if self.perceptual else {})
 
 
 def stage_one_terms(

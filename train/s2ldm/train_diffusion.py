@@ -8,7 +8,6 @@ Latents are divided by their standard deviation, measured once; eq. 3's 𝒯 is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,9 @@ from engine import samplers
 from engine.volume import Float32
 from train import checkpoint as ckpt
 from train.ahead import Batches
-from train.config import TrainConfig
+from train.config import PHASES, TrainConfig
 from train.data import Pairs
-from train.loop import Plan, count_parameters, descend, set_rate, train
+from train.loop import Parts, Plan, count_parameters, descend, set_rate, train
 from train.recompute import recompute
 from train.s2ldm.autoencoder import SyncreticAutoencoder
 from train.s2ldm.denoiser import Denoiser
@@ -36,7 +35,6 @@ from train.s2ldm.train_autoencoder import STAGE as STAGE_ONE
 
 STAGE = "diffusion"
 SCALE_LATENTS = 64
-PARTS = ("denoiser", "ema", "optimiser", "autoencoder")
 
 
 def train_diffusion(
@@ -48,9 +46,19 @@ def train_diffusion(
 
 
 def build(config: TrainConfig, fabric: Fabric, autoencoder: Path, cache: Path) -> DiffusionTraining:
+    """The frozen stage 1 of a finished run, and what stands on it. Raises CheckpointUnusable."""
+    return assemble(config, fabric, *load_frozen(autoencoder, config), cache)
+
+
+def assemble(
+    config: TrainConfig,
+    fabric: Fabric,
+    frozen: SyncreticAutoencoder,
+    stage_one: dict[str, Any],
+    cache: Path,
+) -> DiffusionTraining:
     """The frozen stage 1, the denoiser, its average and its optimiser."""
     this, o = config.diffusion, config.diffusion.optimiser
-    frozen, stage_one = load_frozen(autoencoder, config)
     denoiser = Denoiser(this, config.autoencoder).to(memory_format=torch.channels_last_3d)
     optimiser = AdamW(denoiser.parameters(), lr=o.lr, betas=o.betas, weight_decay=o.weight_decay)
     ema = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(this.loop.ema))
@@ -79,9 +87,11 @@ def freeze(autoencoder: SyncreticAutoencoder) -> SyncreticAutoencoder:
 
 
 @dataclass(slots=True)
-class DiffusionTraining:
+class DiffusionTraining(Parts):
     """Everything stage 2 moves, and the frozen stage 1 with its latent scale (``train.loop.Method``)."""
 
+    parts = ("denoiser", "ema", "optimiser", "autoencoder")
+    numbers = ("scale",)
     config: TrainConfig
     fabric: Fabric
     denoiser: nn.Module
@@ -91,16 +101,6 @@ class DiffusionTraining:
     scale: float
     stage_one: dict[str, Any]
     cache: Path
-
-    def states(self) -> dict[str, Any]:
-        """State of every part, for the checkpoint."""
-        return {name: getattr(self, name).state_dict() for name in PARTS} | {"scale": self.scale}
-
-    def restore(self, states: Mapping[str, Any]) -> None:
-        """Put every part back; strict."""
-        for name in PARTS:
-            getattr(self, name).load_state_dict(states[name])
-        self.scale = states["scale"]
 
     def begin(self, pairs: Pairs, resumed: bool) -> Batches:
         """Measure the latents' scale, once; encode the crops where that is done once."""
@@ -113,14 +113,15 @@ class DiffusionTraining:
     def step(self, progress: float, x_n: Tensor, *rest: Tensor) -> dict[str, Tensor]:
         """Encode unless that is done, pose the question, one optimiser step of the denoiser.
 
-        ``rest`` is x_c, or E_n and E_c of ``EncodedPairs``.
+        ``rest`` is x_c, or E_n and E_c of ``EncodedPairs``; then the phases where both are learnt.
         """
         this = self.config.diffusion
         rate = set_rate(self.optimiser, this.optimiser, progress)
+        rest, phase = self.split_phase(x_n, rest)
         encoded = len(rest) == 2
         e_n, e_c = (e * self.scale for e in rest) if encoded else self.encode_pair(x_n, *rest)
         problem = pose(this, e_n, e_c, progress)
-        answer = self.denoiser(problem.z_t, problem.source, problem.t, x_n)
+        answer = self.denoiser(problem.z_t, problem.source, problem.t, x_n, phase)
         l_diff = loss(this, answer, problem)
         self.optimiser.zero_grad(set_to_none=True)
         self.fabric.backward(l_diff)
@@ -129,6 +130,14 @@ class DiffusionTraining:
         gap = (e_c - e_n).abs().mean()
         return {"loss/diff": l_diff.detach(), "latent_gap": gap, "lr": rate, "skipped": skipped}
 
+    def split_phase(self, x_n: Tensor, rest: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """``rest`` without the phases, and the phases: the only one, where one is learnt."""
+        if not self.config.diffusion.phase_condition:
+            return rest, None
+        if self.config.data.phase == "both":
+            return rest[:-1], rest[-1]
+        return rest, torch.full((len(x_n),), PHASES.index(self.config.data.phase), device=x_n.device)
+
     @torch.no_grad()
     def encode_pair(self, x_n: Tensor, x_c: Tensor) -> tuple[Tensor, Tensor]:
         """(E_n, E_c), scaled to unit deviation, fp32."""
@@ -136,15 +145,15 @@ class DiffusionTraining:
             latents = self.autoencoder.encode(torch.cat([x_n, x_c])).float() * self.scale
         return latents[: len(x_n)], latents[len(x_n) :]
 
-    def show(self, x_n: Tensor, x_c: Tensor, seed: int) -> dict[str, Tensor]:
+    def show(self, x_n: Tensor, x_c: Tensor, seed: int, *phase: Tensor) -> dict[str, Tensor]:
         """D(E_n), stage 1 alone, and the whole model as it runs in service."""
         e_n, _ = self.encode_pair(x_n, x_c)
-        z = self.translate(e_n, x_n, seed)
+        z = self.translate(e_n, x_n, seed, self.split_phase(x_n, phase)[1])
         with self.fabric.autocast():
             stage1, model = (self.autoencoder.decode(e / self.scale, x_n).float() for e in (e_n, z))
         return {"stage1": stage1, "model": model}
 
-    def translate(self, e_n: Tensor, x_n: Tensor, seed: int) -> Tensor:
+    def translate(self, e_n: Tensor, x_n: Tensor, seed: int, phase: Tensor | None = None) -> Tensor:
         """Run the engine's own sampler on the averaged network."""
         denoiser = self.ema.module.eval()
         spec = sampler_spec(self.config.diffusion)
@@ -152,7 +161,7 @@ class DiffusionTraining:
         def predict(z: Float32, source: Float32, t: float) -> Float32:
             tensors = [self.tensor(x) for x in (z, source)]
             with self.fabric.autocast():
-                answer: Tensor = denoiser(*tensors, torch.full((len(z),), t, device=x_n.device), x_n)
+                answer: Tensor = denoiser(*tensors, torch.full((len(z),), t, device=x_n.device), x_n, phase)
             return answer.float().cpu().numpy()
 
         source = e_n.cpu().numpy()
@@ -179,7 +188,7 @@ def latent_scale(config: TrainConfig, fabric: Fabric, frozen: SyncreticAutoencod
     """1 / standard deviation of E_c over 64 training latents."""
     squares, count = 0.0, 0
     for i in range(SCALE_LATENTS):
-        _, x_c = pairs.batch(config.diffusion.loop.seed + 1, i, 1)
+        _, x_c, *_ = pairs.batch(config.diffusion.loop.seed + 1, i, 1)
         with fabric.autocast():
             e_c = frozen.encode(fabric.to_device(x_c)).double()
         squares, count = squares + float(e_c.square().sum()), count + e_c.numel()

@@ -8,7 +8,6 @@ paper's methods add has to show beside this row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from train.data import Pairs
 from train.gan.player import average_of
-from train.loop import Plan, count_parameters, descend, set_rate, train
+from train.loop import Parts, Plan, count_parameters, descend, set_rate, train
 from train.planes import Translator
 from train.unet25d.config import UNet25DConfig
 
 STAGE = "unet25d"
-PARTS = ("network", "ema", "optimiser")
 
 
 def train_unet25d(config: UNet25DConfig, out: Path, cache: Path, resume: bool = False) -> Path:
@@ -61,23 +59,15 @@ def build(config: UNet25DConfig, fabric: Fabric) -> UNet25DTraining:
 
 
 @dataclass(slots=True)
-class UNet25DTraining:
+class UNet25DTraining(Parts):
     """Everything that moves, and how (``train.loop.Method``)."""
 
+    parts = ("network", "ema", "optimiser")
     config: UNet25DConfig
     fabric: Fabric
     ema: AveragedModel
     network: nn.Module
     optimiser: Optimizer
-
-    def states(self) -> dict[str, Any]:
-        """State of every part, for the checkpoint."""
-        return {name: getattr(self, name).state_dict() for name in PARTS}
-
-    def restore(self, states: Mapping[str, Any]) -> None:
-        """Put every part back; strict."""
-        for name in PARTS:
-            getattr(self, name).load_state_dict(states[name])
 
     def begin(self, pairs: Pairs, resumed: bool) -> Pairs:
         """Nothing to prepare."""

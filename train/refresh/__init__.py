@@ -1,0 +1,1 @@
+"""A model in use learns on from a hospital's own pairs, and is exported only if no organ got worse."""
