@@ -58,6 +58,17 @@ def test_enhancement_weighs_one_more_a_hundred_hu() -> None:
     assert losses.enhancement_weight(x_n, x_c, strength=0.0, window_width_hu=600.0) is None
 
 
+def test_a_vessel_in_an_enhancing_organ_weighs_more_than_the_organ() -> None:
+    x_n = torch.zeros(1, 1, 9, 41, 41)
+    organ = torch.full_like(x_n, 60.0)
+    organ[..., 18:23, 18:23] = 120.0
+    weight = losses.enhancement_weight(x_n, organ / 300.0, strength=0.0, window_width_hu=600.0, local=2.0)
+    assert weight is not None
+    assert weight[0, 0, 4, 0, 0].item() == pytest.approx(1.0)
+    apart = 60.0 * (1 - 5 * 5 / (15 * 15))  # the middle is all vessel; a ninth of what is around it
+    assert weight[0, 0, 4, 20, 20].item() == pytest.approx(1 + 2.0 * apart / 100, abs=0.02)
+
+
 def test_the_frequency_loss_sees_blur_that_keeps_the_mean() -> None:
     sharp = torch.randn(1, 1, 2, 16, 16)
     blurred = torch.nn.functional.avg_pool3d(sharp, (1, 3, 3), 1, (0, 1, 1))

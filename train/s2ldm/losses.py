@@ -14,6 +14,7 @@ UNSHARP_SIGMA = 1.0
 UNSHARP_AMOUNT = 0.5
 LAPLACIAN_AMOUNT = 0.25
 ENHANCEMENT_UNIT_HU = 100.0
+SURROUNDINGS = (7, 15, 15)
 ADAPTIVE_MAX = 1e4
 
 
@@ -40,13 +41,24 @@ def reconstruction(
     return error.mean() if weight is None else (error * weight).mean() / ranks.mean(weight.mean())
 
 
-def enhancement_weight(x_n: Tensor, x_c: Tensor, strength: float, window_width_hu: float) -> Tensor | None:
-    """1 + ``strength`` a 100 HU of enhancement, smoothed over 3 × 5 × 5 voxels so as not to weigh noise."""
-    if strength == 0:
+def enhancement_weight(
+    x_n: Tensor, x_c: Tensor, strength: float, window_width_hu: float, local: float = 0.0
+) -> Tensor | None:
+    """1 + ``strength`` a 100 HU of enhancement + ``local`` a 100 HU that it differs from its surroundings.
+
+    Enhancement is smoothed over 3 × 5 × 5 voxels so as not to weigh noise, its surroundings over
+    ``SURROUNDINGS``: ``local`` speaks for vessels in an organ that enhances too, which are few voxels.
+    """
+    if strength == 0 and local == 0:
         return None
-    difference = F.avg_pool3d(x_c - x_n, (3, 5, 5), stride=1, padding=(1, 2, 2), count_include_pad=False)
-    hu = difference.abs() * (window_width_hu / 2)
-    return 1 + strength * hu / ENHANCEMENT_UNIT_HU
+    difference = _mean_around(x_c - x_n, (3, 5, 5)) * (window_width_hu / 2)
+    apart = (difference - _mean_around(difference, SURROUNDINGS)).abs()
+    return 1 + (strength * difference.abs() + local * apart) / ENHANCEMENT_UNIT_HU
+
+
+def _mean_around(x: Tensor, size: tuple[int, int, int]) -> Tensor:
+    d, h, w = (n // 2 for n in size)
+    return F.avg_pool3d(x, size, stride=1, padding=(d, h, w), count_include_pad=False)
 
 
 def frequency_loss(painted: Tensor, target: Tensor) -> Tensor:

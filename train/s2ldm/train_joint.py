@@ -144,9 +144,9 @@ class JointTraining:
         return {name: value.detach() for name, value in terms.items()} | {"lr": rate, "skipped": skipped}
 
     def painted_loss(self, painted: Tensor, x_n: Tensor, x_c: Tensor) -> Tensor:
-        """L_rec as stage 1 weighs it, against x_c itself."""
+        """L_rec as stage 1 weighs it, and ``joint.local`` besides, against x_c itself."""
         weigh, (low, high) = self.config.autoencoder.loss, self.config.data.window_hu
-        voxels = losses.enhancement_weight(x_n, x_c, weigh.enhancement, high - low)
+        voxels = losses.enhancement_weight(x_n, x_c, weigh.enhancement, high - low, self.config.joint.local)
         return losses.reconstruction(painted, x_c, voxels, weigh.square)
 
     def show(self, x_n: Tensor, x_c: Tensor, seed: int) -> dict[str, Tensor]:
