@@ -22,6 +22,7 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.presentation import PresentationContext
 
 from config.settings import StoreDestination
+from node import tls
 from node.destinations.answer import Answer, Verdict, store_status
 from node.errors import DestinationRefused, DestinationUnreachable
 from node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -86,6 +87,7 @@ def associated(
     ae.network_timeout = peer.network_timeout_s
     handlers: list[Any] = [] if on_report is None else [(evt.EVT_N_EVENT_REPORT, on_report)]
     roles = [build_role(str(cx.abstract_syntax), scp_role=True) for cx in contexts if cx.scp_role]
+    secure = _tls_of(peer)
     try:
         assoc = ae.associate(
             peer.host,
@@ -95,10 +97,13 @@ def associated(
             max_pdu=peer.max_pdu_bytes,
             ext_neg=roles,  # type: ignore[arg-type]
             evt_handlers=handlers,
+            tls_args=secure,
         )
     except OSError as error:
         raise DestinationUnreachable(f"no connection: {error.strerror}") from error
     if not assoc.is_established:
+        if secure and secure[0].failure:
+            raise DestinationUnreachable(f"TLS: {secure[0].failure}")
         raise why_not(assoc)
     assoc.dimse = OnlyAnswers(assoc)
     try:
@@ -106,6 +111,14 @@ def associated(
     finally:
         if assoc.is_established:
             assoc.release()
+
+
+def _tls_of(peer: StoreDestination) -> tuple[tls.Calling, str] | None:
+    """The peer's certificates and name; DestinationUnreachable where our own files cannot be used now."""
+    try:
+        return tls.tls_args(peer)
+    except tls.CertificatesUnusable as error:
+        raise DestinationUnreachable(f"TLS: {error}") from error
 
 
 class OnlyAnswers(DIMSEServiceProvider):
