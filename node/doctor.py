@@ -18,7 +18,7 @@ from config.settings import FolderDestination, Settings, StoreDestination
 from engine.bundle import read_bundle
 from engine.errors import EngineError
 from engine.session import open_graphs
-from node import scu, watchdog
+from node import certificates, scu, watchdog
 from node.commitment.report import peer_of
 from node.errors import NodeError
 from node.ledger import LEDGER_FILE
@@ -56,10 +56,11 @@ AHEAD_S = 120.0
 
 def examine(settings: Settings, now: Callable[[], float] = time.time) -> list[Finding]:
     """Every check in turn; one that cannot be made is a finding too."""
-    return [finding for name in CHECKS for finding in _run(name, settings, now())]
+    return [finding for name in CHECKS for finding in check(name, settings, now())]
 
 
-def _run(name: str, settings: Settings, now: float) -> list[Finding]:
+def check(name: str, settings: Settings, now: float) -> list[Finding]:
+    """One check of :data:`CHECKS`; an error that it raises is a finding."""
     try:
         return [Finding(name, *found) for found in CHECKS[name](settings, now)]
     except (NodeError, EngineError, OSError, sqlite3.Error) as error:
@@ -136,6 +137,18 @@ def _provider(settings: Settings, _now: float) -> Found:
             yield Level.WARNING, f"{phase} runs on {opened.provider}: {opened.fallback}", CURES["provider"]
 
 
+def _certificates(settings: Settings, now: float) -> Found:
+    if not settings.tls.is_filled:
+        yield Level.OK, "TLS is not used", ""
+        return
+    flaws = list(certificates.flaws(settings.tls, now))
+    for flaw in flaws:
+        yield Level.PROBLEM if flaw.is_fatal else Level.WARNING, flaw.what, flaw.cure
+    if not flaws:
+        days = certificates.days_left(settings.tls, now)
+        yield Level.OK, f"the node's certificate is valid for {days:.0f} days", ""
+
+
 def _listener(settings: Settings, _now: float) -> Found:
     listen = settings.listen
     where = f"{listen.host}:{listen.port}"
@@ -190,6 +203,7 @@ CHECKS: Mapping[str, Check] = {
     "clock": _clock,
     "models": _models,
     "provider": _provider,
+    "certificates": _certificates,
     "listener": _listener,
     "peers": _peers,
 }
@@ -201,6 +215,7 @@ CURES: Mapping[str, str] = {
     "clock": "switch on time synchronisation: timedatectl set-ntp true",
     "models": "s2node models rollback PHASE, or activate a whole bundle",
     "provider": "install what engine.provider asks for, or choose another one",
+    "certificates": "name PEM files that its user may read, and a key without a pass phrase",
     "listener": "systemctl status s2node; journalctl -u s2node -n 50",
     "peers": "check host, port and AE titles here and there, the firewall, and whether the peer is up",
 }

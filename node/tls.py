@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import structlog
+from cryptography import x509
 
 from config.settings import TlsSettings
 from node.errors import NodeError
@@ -117,6 +118,14 @@ class _Reporting(ssl.SSLSocket):
         """Read."""
         with _reporting(self):
             return super().recv(buflen, flags)
+
+    def shutdown(self, how: int) -> None:
+        """End the connection; one that never came about is closed, since pynetdicom would leave it open."""
+        try:
+            super().shutdown(how)
+        except OSError:
+            self.close()
+            raise
 
 
 @contextmanager
@@ -225,7 +234,7 @@ def _filled(context: Context, tls: TlsSettings) -> Context:
     context.set_ciphers(CIPHERS)
     context.options |= ssl.OP_NO_RENEGOTIATION
     with _unusable_is(tls.certificate):
-        Path(tls.certificate).read_bytes()  # OpenSSL's error names neither file
+        x509.load_pem_x509_certificates(Path(tls.certificate).read_bytes())  # OpenSSL names no file
     with _unusable_is(tls.key):
         context.load_cert_chain(tls.certificate, tls.key, password="")  # never ask at a terminal
     with _unusable_is(tls.authorities):
@@ -241,5 +250,9 @@ def _filled(context: Context, tls: TlsSettings) -> Context:
 def _unusable_is(path: Path | str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:  # ssl.SSLError is one
-        raise CertificatesUnusable(f"{path}: {words_of(error)}") from error
+    except ValueError as error:  # ssl.SSLCertVerificationError is one too
+        raise CertificatesUnusable(f"{path}: no PEM certificate in it") from error
+    except OSError as error:
+        reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+        words = (reason or "no PEM key in it, or one with a pass phrase").replace("_", " ").lower()
+        raise CertificatesUnusable(f"{path}: {words}") from error

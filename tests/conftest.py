@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trustme
 from hypothesis import settings
 from onnx import TensorProto, helper, save_model
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -338,3 +339,32 @@ def quick_settings(tmp_path: Path, translator_bundle: Callable[..., Path]) -> Ca
         return settings
 
     return make
+
+
+class Authority:
+    """A certificate authority of a test, and files that ``[tls]`` can name."""
+
+    def __init__(self, folder: Path, key_type: trustme.KeyType = trustme.KeyType.ECDSA) -> None:
+        self.folder = folder
+        self.key_type = key_type
+        self.ca = trustme.CA(key_type=key_type)
+        folder.mkdir(parents=True)
+        self.file = folder / "authorities.pem"
+        self.ca.cert_pem.write_to_path(self.file)
+
+    def tls(
+        self, *names: str, name: str = "node", believes: Path | None = None, **term: Any
+    ) -> dict[str, Any]:
+        """``[tls]`` of somebody with a certificate for ``names``, valid as ``term`` says."""
+        made = self.ca.issue_cert(*(names or ("127.0.0.1", "localhost")), key_type=self.key_type, **term)
+        certificate, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        certificate.write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
+        key.write_bytes(made.private_key_pem.bytes())
+        key.chmod(0o600)
+        return {"certificate": certificate, "key": key, "authorities": believes or self.file}
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Callable[..., Authority]:
+    """Makes certificate authorities: ``authority("ours")`` has a folder of that name."""
+    return lambda name="ours", **options: Authority(tmp_path / "pki" / name, **options)
