@@ -288,7 +288,7 @@ class JointConfig(Frozen):
     latent: Weight = 0.1
     """Weight of the L1 between the sampled latent and E_c, which keeps it where the codebook has codes."""
     local: Weight = 0.0
-    """How much more a voxel weighs in L_rec for each 100 HU that its enhancement differs from that around it."""
+    """What 100 HU between a voxel's enhancement and that around it add to its weight in L_rec."""
     optimiser: OptimiserConfig = OptimiserConfig(lr=5e-4)
     loop: LoopConfig = LoopConfig()
 

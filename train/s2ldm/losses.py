@@ -52,8 +52,11 @@ def enhancement_weight(
     if strength == 0 and local == 0:
         return None
     difference = _mean_around(x_c - x_n, (3, 5, 5)) * (window_width_hu / 2)
-    apart = (difference - _mean_around(difference, SURROUNDINGS)).abs()
-    return 1 + (strength * difference.abs() + local * apart) / ENHANCEMENT_UNIT_HU
+    weight = 1 + strength * difference.abs() / ENHANCEMENT_UNIT_HU
+    if local:
+        apart = difference - _mean_around(difference, SURROUNDINGS)
+        weight = weight + local * apart.abs() / ENHANCEMENT_UNIT_HU
+    return weight
 
 
 def _mean_around(x: Tensor, size: tuple[int, int, int]) -> Tensor:
