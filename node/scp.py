@@ -96,6 +96,8 @@ DATA_STATES: Final = frozenset({"Sta6", "Sta8"})
 """States of the upper layer in which data may be sent (PS3.8 9.2.3)."""
 OWN_REQUESTS: Final = frozenset({"Evt9", "Evt11", "Evt14", "Evt15"})
 """Events that are requests of the local user: send data, release, answer a release, abort (PS3.8 9.2.2)."""
+HUNG_UP: Final = "Evt17"
+"""The transport connection is closed (PS3.8 9.2.2)."""
 POLL_S: Final = 0.2
 """Seconds between two looks whether to stop listening; a connection is heard at once."""
 STOP_GRACE_S: Final = 5.0
@@ -339,13 +341,18 @@ class Server(ThreadedAssociationServer):
         ae._servers.append(self)
 
     def is_crowded(self, address: str) -> bool:
-        """Whether as many connections are open as are heard at once, in all or not yet asking from there."""
+        """Whether as many connections are open as are heard at once, in all or from this address."""
         with self._guard:
             waiting = [each.client_address[0] for each in self._waiting]
-        most = self.listen.max_associations + SPARE_CONNECTIONS
-        if waiting.count(address) >= self.listen.max_associations_per_address:
-            return True
-        return len(waiting) + len(self.active_associations) >= most
+        assocs = self.active_associations
+        from_there = [each for each in assocs if each.requestor.address == address]
+        asking = waiting.count(address) + sum(each.requestor.primitive is None for each in from_there)
+        most_of_one = self.listen.max_associations_per_address
+        return (
+            asking >= most_of_one
+            or waiting.count(address) + len(from_there) >= most_of_one + SPARE_CONNECTIONS
+            or len(waiting) + len(assocs) >= self.listen.max_associations + SPARE_CONNECTIONS
+        )
 
     @contextmanager
     def waiting(self, connection: Connection) -> Iterator[None]:
@@ -435,34 +442,31 @@ class Connection(RequestHandler):
         assoc = super()._create_association()
         assoc.dimse = BoundedMessages(assoc, self.server.max_instance_bytes)
         assoc.dul.state_machine = UpperLayer(assoc.dul)
-        assoc.dul.socket = BoundedSocket(
-            cast(AssociationSocket, assoc.dul.socket),
-            2 * self.server.listen.max_pdu_bytes,
-            self.server.listen.network_timeout_s,
-        )
+        taken_over = cast(AssociationSocket, assoc.dul.socket)
+        assoc.dul.socket = BoundedSocket(taken_over, self.server.listen)
         return assoc
 
 
 class BoundedSocket(AssociationSocket):
     """Takes over an association's socket and reads no PDU beyond a length or a time; the peer sets both."""
 
-    def __init__(self, taken_over: AssociationSocket, max_pdu_bytes: int, pdu_timeout_s: float) -> None:
+    def __init__(self, taken_over: AssociationSocket, listen: ListenSettings) -> None:
         vars(self).update(vars(taken_over))
-        self._pdu_timeout_s = pdu_timeout_s
-        self._max_pdu_bytes = max(max_pdu_bytes, MAX_PDU_SLACK_BYTES)
+        self._listen = listen
+        self._max_pdu_bytes = max(2 * listen.max_pdu_bytes, MAX_PDU_SLACK_BYTES)
 
     def recv(self, nr_bytes: int) -> bytearray:
         """``nr_bytes`` bytes, fewer where the peer hangs up.
 
-        Raises OSError for more than a PDU may have, TimeoutError where they take longer than the network
-        time-out altogether: a byte a minute is no sign of life.
+        Raises OSError for more than a PDU may have, TimeoutError where they take longer altogether than the
+        peer may be silent: a byte a minute is no sign of life.
         """
         if nr_bytes > self._max_pdu_bytes:
             raise OSError(f"a PDU of {nr_bytes} bytes was announced")
         received = bytearray(nr_bytes)
         with memoryview(received) as view:
             count = 0
-            deadline = time.monotonic() + self._pdu_timeout_s
+            deadline = time.monotonic() + self._patience_s()
             while count < nr_bytes:
                 read = self._read(view[count:], deadline)
                 if not read:
@@ -470,6 +474,11 @@ class BoundedSocket(AssociationSocket):
                 count += read
         del received[count:]
         return received
+
+    def _patience_s(self) -> float:
+        """Seconds for one PDU; those of the ACSE time-out until an association is requested."""
+        has_asked = self.assoc.requestor.primitive is not None
+        return self._listen.network_timeout_s if has_asked else self._listen.acse_timeout_s
 
     def _read(self, into: memoryview, deadline: float) -> int:
         """Some bytes, 0 where the peer hung up."""
@@ -483,8 +492,11 @@ class BoundedSocket(AssociationSocket):
 
 
 class UpperLayer(StateMachine):
-    """Drops what we asked for too late: pynetdicom's ends the reactor, and leaves the socket open, on an
-    answer that was queued while the association ended."""
+    """Ends what pynetdicom's would leave open.
+
+    An answer that was queued while the association ended would end the reactor; and a peer that hangs up
+    before it asks for an association would keep its slot for the ACSE time-out.
+    """
 
     def do_action(self, event: str) -> None:
         """Act on ``event``, unless it is a request of ours that the state no longer knows (PS3.8 9.2.3)."""
@@ -493,6 +505,8 @@ class UpperLayer(StateMachine):
                 self.dul.to_provider_queue.get(block=False)
             return
         super().do_action(event)
+        if event == HUNG_UP and self.dul.assoc.requestor.primitive is None:
+            self.dul.to_user_queue.put(cast(Any, None))  # what waits for the request hears that none comes
 
 
 class BoundedMessages(DIMSEServiceProvider):
