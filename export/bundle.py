@@ -17,6 +17,7 @@ from engine.bundle import (
     CompositionSpec,
     Manifest,
     digest_files,
+    file_sha256,
     read_bundle,
     write_manifest,
 )
@@ -27,7 +28,7 @@ from export.model import Model
 from export.parity import DEFAULT_TOLERANCE, Tolerance, measure
 from train.checkpoint import NAME, CheckpointUnusable
 from train.checkpoint import load as load_checkpoint
-from train.config import BundleConfig
+from train.config import BundleConfig, Phase
 from train.evaluate import evaluate
 from train.run import machine
 
@@ -53,6 +54,7 @@ def export_bundle(
     out: Path,
     *,
     settings: BundleConfig | None = None,
+    phase: Phase | None = None,
     half_weights: bool = True,
     evaluation_seeds: tuple[int, ...] = (),
     tolerance: Tolerance = DEFAULT_TOLERANCE,
@@ -60,6 +62,7 @@ def export_bundle(
 ) -> Manifest:
     """Write the bundle of a finished model's checkpoint (its file or folder) to ``out``.
 
+    ``phase`` has to be named where the model serves both: each is a bundle of its own, with the same weights.
     ``settings`` replaces the checkpoint's ``[bundle]`` table; with ``evaluation_seeds`` the bundle is run on
     those phantoms and the figures go into its metrics. Raises CheckpointUnusable, ParityExceeded,
     BundleExists or BundleInvalid; then nothing is left behind.
@@ -67,7 +70,7 @@ def export_bundle(
     if out.exists() and not replace:
         raise BundleExists(f"{out} exists: choose another folder or add --replace")
     file = checkpoint / NAME if checkpoint.is_dir() else checkpoint
-    model = load_model(file)
+    model = load_model(file, phase)
     outputs = model.outputs()
     with _staged(out) as folder:
         files = {name: folder / f"{name}.onnx" for name in outputs}
@@ -85,12 +88,20 @@ def export_bundle(
     return manifest
 
 
-def load_model(file: Path) -> Model:
-    """The model in a checkpoint. Raises CheckpointUnusable, also where it is no whole model."""
+def load_model(file: Path, phase: Phase | None = None) -> Model:
+    """One phase of the model in a checkpoint. Raises CheckpointUnusable, also where it is no whole model."""
     stage = load_checkpoint(file).stage
     if stage not in LOADERS:
         raise CheckpointUnusable(file, f"is of stage {stage!r}, not one of {sorted(LOADERS)}")
-    return LOADERS[stage](file)
+    model = LOADERS[stage](file)
+    trained = model.config.data.phase
+    if phase is None and trained == "both":
+        raise CheckpointUnusable(file, "serves both phases: add --phase arterial or --phase venous")
+    if phase not in (None, trained) and trained != "both":
+        raise CheckpointUnusable(file, f"is of phase {trained!r}, not {phase!r}")
+    if isinstance(model, s2ldm.Model) and phase is not None:
+        return s2ldm.of_phase(model, phase)
+    return model
 
 
 def describe(
@@ -152,13 +163,14 @@ def _sync(folder: Path) -> None:
 
 
 def _card(checkpoint: Path) -> dict[str, Any]:
-    """What the run's own card adds: machine, dates, parameters, last figures, stage 1."""
+    """Which checkpoint it was, and what the run's own card adds: machine, dates, figures, earlier stages."""
+    digest = {"checkpoint_sha256": file_sha256(checkpoint)}
     file = checkpoint.with_name("run.json")
     if not file.is_file():
-        return {}
+        return digest
     card = json.loads(file.read_text())
     kept = ("started", "ended", "machine", "parameters", "latest", "stage_one", "stage_two", "finished")
-    return {key: card[key] for key in kept if key in card}
+    return digest | {key: card[key] for key in kept if key in card}
 
 
 def _metrics(measured: dict[str, Any], phase: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from engine.errors import BundleInvalid
 from export.bundle import BundleExists, export_bundle
 from export.parity import ParityExceeded
 from train.checkpoint import CheckpointUnusable
-from train.cli import EXIT_CONFIG, EXIT_FAILED
+from train.cli import EXIT_CONFIG, EXIT_FAILED, phase_of
 from train.config import RunConfig, TrainConfigInvalid, load_config
 
 
@@ -24,6 +24,10 @@ def export(
     out: Annotated[Path, typer.Argument(help="Folder to make; must not exist.")],
     config: Annotated[
         Path | None, typer.Option("--config", help="Take [bundle] from this file, not from the checkpoint.")
+    ] = None,
+    phase: Annotated[
+        str | None,
+        typer.Option("--phase", help="arterial or venous: which of the two that the model serves."),
     ] = None,
     full_weights: Annotated[
         bool, typer.Option("--full-weights", help="Store weights as fp32: twice the size.")
@@ -39,6 +43,7 @@ def export(
         manifest = export_bundle(
             checkpoint,
             out,
+            phase=phase_of(checkpoint, phase),
             settings=None if config is None else load_config(config, Naming).bundle,
             half_weights=not full_weights,
             evaluation_seeds=tuple(range(phantom_seed, phantom_seed + cases)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from engine.bundle import LatentSpec, SamplerSpec
 from export.model import facts_of
 from train import checkpoint as ckpt
-from train.config import TrainConfig
+from train.config import Phase, TrainConfig
 from train.s2ldm.autoencoder import SyncreticAutoencoder
 from train.s2ldm.denoiser import Denoiser
 from train.s2ldm.formulation import sampler_spec
@@ -122,6 +122,12 @@ def load_model(file: Path) -> Model:
     )
 
 
+def of_phase(model: Model, phase: Phase) -> Model:
+    """One phase of a model that serves both: its denoiser takes the phase for granted."""
+    config = model.config.with_phase(phase)
+    return replace(model, config=config, denoiser=build_denoiser(config, model.denoiser.state_dict()))
+
+
 def load_joint_model(file: Path) -> Model:
     """The averaged weights of a stage 3 checkpoint. Raises CheckpointUnusable."""
     found = ckpt.load(file, JOINT)
@@ -150,6 +156,7 @@ def build_autoencoder(config: TrainConfig, weights: Mapping[str, Tensor]) -> Syn
 
 def build_denoiser(config: TrainConfig, weights: Mapping[str, Tensor]) -> Denoiser:
     """Stage 2's network with ``weights``; strict."""
-    denoiser = Denoiser(config.diffusion, config.autoencoder)
+    phase = None if config.data.phase == "both" else config.data.phase
+    denoiser = Denoiser(config.diffusion, config.autoencoder, phase)
     denoiser.load_state_dict(weights)
     return denoiser.requires_grad_(False).eval()

@@ -1,0 +1,140 @@
+"""One network for both phases: it is told which, and the bundles of the two share its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+from engine.bundle import read_bundle
+from engine.phantom import PhantomOptions, make_phantom
+from engine.pipeline import open_engine
+from engine.session import SessionPolicy
+from engine.volume import Volume
+from export.bench import rebuild
+from export.bundle import export_bundle
+from export.graph import weights_of
+from node.cli import app
+from train import checkpoint as ckpt
+from train.config import PHASES, TrainConfig, load_config
+from train.data import data_digest, training_pairs
+from train.pix2pix.config import Pix2PixConfig
+from train.s2ldm.denoiser import Denoiser
+from train.s2ldm.train_autoencoder import train_autoencoder
+from train.s2ldm.train_diffusion import train_diffusion
+
+CPU = SessionPolicy(provider="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def both(tiny: TrainConfig) -> TrainConfig:
+    """``tiny`` for both phases, with a handful of steps."""
+    values = tiny.model_dump()
+    values["data"] |= {"phase": "both", "phantoms": 2}
+    for stage in ("autoencoder", "diffusion"):
+        values[stage]["loop"] |= {"steps": 6, "batch": 2, "validation_crops": 1}
+    values["diffusion"] |= {"phase_condition": True, "encoded_crops": 4}
+    return TrainConfig.model_validate(values)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(both: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("both")
+    train_autoencoder(both, folder / "one", folder / "cache")
+    return train_diffusion(both, folder / "one", folder / "two", folder / "cache")
+
+
+@pytest.fixture(scope="module")
+def bundles(checkpoint: Path) -> dict[str, Path]:
+    folders = {phase: checkpoint.parents[1] / "bundles" / phase for phase in PHASES}
+    for phase, folder in folders.items():
+        export_bundle(checkpoint, folder, phase=phase)
+    return folders
+
+
+def test_crops_of_both_phases_come_with_their_phase(both: TrainConfig, checkpoint: Path) -> None:
+    pairs = training_pairs(both.data, checkpoint.parents[1] / "cache")
+    drawn = [pairs.batch(0, step, 2) for step in range(8)]
+    phases = torch.cat([phase for _, _, phase in drawn])
+    assert set(phases.tolist()) == {0, 1}
+    assert [case.phase for case in pairs.cases] == ["arterial", "arterial", "venous", "venous"]
+    assert len(training_pairs(both.with_phase("venous").data, checkpoint.parents[1] / "cache").cases) == 2
+    assert data_digest(both.data) != data_digest(both.with_phase("venous").data)
+
+
+def test_the_answer_depends_on_the_phase_that_is_told(both: TrainConfig, checkpoint: Path) -> None:
+    weights = ckpt.averaged(ckpt.load(checkpoint).states["ema"])
+    told, venous = (Denoiser(both.diffusion, both.autoencoder, phase) for phase in (None, "venous"))
+    for denoiser in (told, venous):
+        denoiser.load_state_dict(weights)
+        denoiser.eval()
+    z, x, t = torch.randn(2, 4, 4, 8, 8), torch.randn(2, 1, *both.data.crop), torch.full((2,), 0.5)
+    with torch.no_grad():
+        answers = [told(z, z, t, x, torch.full((2,), phase)) for phase in (0, 1)]
+        assert not torch.allclose(*answers)
+        assert torch.equal(venous(z, z, t, x), answers[1])
+        with pytest.raises(ValueError, match="told the phase"):
+            told(z, z, t, x)
+
+
+def test_each_phase_is_a_bundle_the_engine_runs_and_their_weights_are_the_same(
+    bundles: dict[str, Path],
+) -> None:
+    found = {phase: read_bundle(folder) for phase, folder in bundles.items()}
+    assert [found[phase].manifest.phase for phase in PHASES] == list(PHASES)
+    assert found["arterial"].manifest.files["encoder.onnx"] == found["venous"].manifest.files["encoder.onnx"]
+    assert found["arterial"].manifest.files["decoder.onnx"] == found["venous"].manifest.files["decoder.onnx"]
+    arterial, venous = (weights_of(onnx.load(bundles[phase] / "denoiser.onnx")) for phase in PHASES)
+    shared = [name for name in arterial if name.startswith("unet.")]
+    assert "unet.class_embedding.weight" in shared
+    assert all(torch.equal(arterial[name], venous[name]) for name in shared)
+    options = PhantomOptions(shape=(12, 40, 40), spacing_mm=(6.0, 8.0, 8.0), phases=("ncct",))
+    phantom = make_phantom(0, options)
+    source = Volume(phantom.phases["ncct"], phantom.geometry)
+    made = [open_engine(bundles[phase], CPU).synthesize(source, seed=0) for phase in PHASES]
+    assert [synthesis.phase for synthesis in made] == list(PHASES)
+    assert not np.array_equal(made[0].volume.hu, made[1].volume.hu)
+
+
+def test_the_networks_of_a_phases_bundle_can_be_read_back(bundles: dict[str, Path]) -> None:
+    model = rebuild(read_bundle(bundles["arterial"]))
+    inputs = model.inputs()["denoiser"]
+    with torch.no_grad():
+        assert torch.isfinite(model.denoiser(**inputs)).all()
+
+
+def test_the_export_of_a_model_for_both_has_to_name_one(
+    checkpoint: Path, trained: Any, tmp_path: Path
+) -> None:
+    runner = CliRunner()
+    words = ["export", str(checkpoint), str(tmp_path / "b")]
+    unnamed, wrong = (runner.invoke(app, [*words, *more]) for more in ([], ["--phase", "portal"]))
+    assert unnamed.exit_code == 1
+    assert "add --phase arterial or --phase venous" in unnamed.output
+    assert wrong.exit_code == 78
+    other = runner.invoke(app, ["export", str(trained.stage_two), str(tmp_path / "b"), "--phase", "arterial"])
+    assert other.exit_code == 1
+    assert "is of phase 'venous', not 'arterial'" in other.output
+
+
+def test_both_phases_are_refused_where_the_network_is_not_told(tiny: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="phase_condition"):
+        tiny.with_phase("both")
+    with pytest.raises(ValidationError, match="told the phase"):
+        Pix2PixConfig.model_validate({"data": {"phase": "both"}})
+    file = tmp_path / "plain.toml"
+    file.write_text("")
+    assert load_config(file, TrainConfig).data.phases == ("venous",)
+    refused = CliRunner().invoke(app, ["train", "autoencoder", "--config", str(file), "--phase", "both"])
+    assert refused.exit_code == 78
+    assert "phase_condition" in refused.output
+    file.write_text("[diffusion]\nphase_condition = true\n")
+    joint = CliRunner().invoke(app, ["train", "joint", "--config", str(file)])
+    assert joint.exit_code == 78
+    assert "stage 3" in joint.output
