@@ -1,6 +1,6 @@
-"""Train and export the shipped bundles anew: ``python -m export.rebuild_demo``, 1.5 hours on two cores.
+"""Train and export the shipped bundles anew: ``python -m export.rebuild_demo``, two hours on two cores.
 
-One process a phase runs stage 1, stage 2 and the export of ``config/train/demo.toml``, with one thread each.
+One process a phase runs the three stages and the export of ``config/train/demo.toml``, with one thread each.
 What is finished is kept, so that an interrupted rebuild goes on where it was.
 """
 
@@ -22,22 +22,24 @@ METRIC_CASES = 4
 
 
 def commands(phase: str, runs: Path, bundles: Path, config: Path) -> list[list[str]]:
-    """The three commands that make the bundle of one phase, in order."""
-    one, two, cache = runs / f"{phase}-1", runs / f"{phase}-2", runs / "cache"
+    """The commands that make the bundle of one phase, in order."""
+    one, two, three = (runs / f"{phase}-{stage}" for stage in (1, 2, 3))
+    cache = runs / "cache"
     shared = ["--config", str(config), "--phase", phase, "--cache", str(cache)]
     train = [sys.executable, "-m", "train.cli"]
     measured = ["--config", str(config), "--cases", str(METRIC_CASES), "--replace"]
     return [
         [*train, "autoencoder", *shared, "--out", str(one), *_resume(one)],
         [*train, "diffusion", *shared, "--autoencoder", str(one), "--out", str(two), *_resume(two)],
-        [sys.executable, "-m", "export.cli", str(two), str(bundles / phase), *measured],
+        [*train, "joint", *shared, "--diffusion", str(two), "--out", str(three), *_resume(three)],
+        [sys.executable, "-m", "export.cli", str(three), str(bundles / phase), *measured],
     ]
 
 
 def rebuild_phase(phase: str, runs: Path, bundles: Path, config: Path) -> int:
     """Run the commands of one phase; the first exit status that is not 0, or 0."""
-    for number in range(3):
-        status = subprocess.run(commands(phase, runs, bundles, config)[number], check=False).returncode
+    for command in commands(phase, runs, bundles, config):
+        status = subprocess.run(command, check=False).returncode
         if status:
             return status
     return 0

@@ -19,7 +19,7 @@ def few_steps() -> TrainConfig:
     """``tiny`` with a handful of steps: its output layers have left zero, no more."""
     values = load_train_config(REPOSITORY / "config" / "train" / "tiny.toml").model_dump()
     values["data"] |= {"phantoms": 1}
-    for stage in ("autoencoder", "diffusion"):
+    for stage in ("autoencoder", "diffusion", "joint"):
         values[stage]["loop"] |= {"steps": 6, "batch": 1, "validation_crops": 1}
     return TrainConfig.model_validate(values)
 

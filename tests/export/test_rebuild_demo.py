@@ -48,7 +48,7 @@ def test_a_rebuild_makes_the_bundles_of_both_phases_and_goes_on_where_it_was(
     assert CliRunner().invoke(app, [*places, "--phase", "venous"]).exit_code == 0
     assert read_bundle(tmp_path / "bundles" / "venous").manifest.phase == "venous"
     commands = rebuild_demo.commands("venous", tmp_path / "runs", tmp_path / "bundles", config)
-    assert all("--resume" in command for command in commands[:2])
+    assert all("--resume" in command for command in commands[:-1])
 
 
 def test_the_shipped_bundles_are_of_the_demo_configuration() -> None:
