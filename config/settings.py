@@ -344,8 +344,8 @@ class FolderDestination(Frozen):
     path: Folder = Field(examples=["/srv/synthetic"])
     """Folder to write to; one folder a series is made in it."""
     fallback: Name | Literal[""] = ""
-    """Name of another destination that gets a job too where this one has not taken it for after_hours. It gets
-    nothing else. Empty: none."""
+    """Name of another destination that gets a job too where this one has not taken it for after_hours. It
+    gets nothing else. Empty: none."""
     after_hours: float = Field(default=4.0, gt=0, le=8760)
     """Hours a job waits for this destination before it goes to the fallback too."""
 
@@ -433,8 +433,8 @@ class RetrySettings(Frozen):
     max_attempts: int = Field(default=50, ge=1, le=100_000)
     """Attempts at one destination after which the job is parked."""
     break_after: int = Field(default=3, ge=1, le=1000)
-    """Failures in a row, of whatever jobs, after which a destination is left alone: only a C-ECHO (for a folder,
-    a look) goes there until it is answered. No job loses an attempt meanwhile."""
+    """Failures in a row, of whatever jobs, after which a destination is left alone: only a C-ECHO (for a
+    folder, a look) goes there until it is answered. No job loses an attempt meanwhile."""
     probe_s: Seconds = 30.0
     """Seconds between two such C-ECHOs, lengthened or shortened by jitter."""
 

@@ -28,6 +28,7 @@ from apscheduler.schedulers.background import BackgroundScheduler  # type: ignor
 from config.settings import Destination, FolderDestination, Requester, Settings, StoreDestination
 from node import log as node_log
 from node import watchdog
+from node.breaker import Breaker
 from node.commitment.ask import AskLane
 from node.commitment.hear import asks
 from node.commitment.report import ReportLane
@@ -162,12 +163,8 @@ class Node:
     def _lanes(self) -> list[Lane]:
         settle = self.settings.settle
         lanes = [Lane("settle", self._settle, settle.check_s, settle.check_s + PATIENCE_S)]
-        lanes += [self._deliver_lane(destination) for destination in self.settings.destinations]
-        lanes += [
-            self._ask_lane(destination)
-            for destination in self.settings.destinations
-            if isinstance(destination, StoreDestination) and asks(destination)
-        ]
+        for destination in self.settings.destinations:
+            lanes += self._lanes_towards(destination)
         lanes += [self._report_lane(requester) for requester in self.settings.requesters]
         every_s = watchdog.feed_every_s() or HEALTH_CHECK_S
         orphans = Lane(
@@ -190,15 +187,17 @@ class Node:
             beat=lambda: self._pulses[lane].beat(time.monotonic()),
         )
 
-    def _deliver_lane(self, destination: Destination) -> Lane:
-        name = f"deliver {destination.name}"
-        lane = DeliverLane(self._means(name), destination)
-        return Lane(name, lane.run, DELIVER_CHECK_S, longest_silence_s(destination) + PATIENCE_S)
-
-    def _ask_lane(self, destination: StoreDestination) -> Lane:
-        name = f"ask {destination.name}"
-        lane = AskLane(self._means(name), destination, self.scp.commitments)
-        return Lane(name, lane.run, DELIVER_CHECK_S, longest_silence_s(destination) + PATIENCE_S)
+    def _lanes_towards(self, destination: Destination) -> list[Lane]:
+        """The lanes of one destination, under one breaker: deliver, and ask where it is asked to commit."""
+        limit_s = longest_silence_s(destination) + PATIENCE_S
+        deliver, ask = f"deliver {destination.name}", f"ask {destination.name}"
+        breaker = Breaker(self._means(deliver), destination.name)
+        lane = DeliverLane(self._means(deliver), destination, breaker)
+        lanes = [Lane(deliver, lane.run, DELIVER_CHECK_S, limit_s)]
+        if isinstance(destination, StoreDestination) and asks(destination):
+            asking = AskLane(self._means(ask), destination, self.scp.commitments, breaker)
+            lanes.append(Lane(ask, asking.run, DELIVER_CHECK_S, limit_s))
+        return lanes
 
     def _report_lane(self, requester: Requester) -> Lane:
         name = f"report {requester.ae_title}"

@@ -194,7 +194,7 @@ class Worker:
             seed=self.settings.engine.seed,
         )
         outputs = self.place(job, built)
-        destinations = [destination.name for destination in self.settings.destinations]
+        destinations = self.settings.first_destinations
         records = [record_of(synthesis) for synthesis in built.syntheses]
         self.ledger.record_built(job.id, self.owner, outputs, records, destinations, now=self.clock())
         seconds = round(self.clock() - began, 3)

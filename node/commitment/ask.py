@@ -21,6 +21,7 @@ from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.presentation import PresentationContext
 
 from config.settings import StoreDestination
+from node.breaker import Breaker
 from node.commitment.hear import Commitments
 from node.commitment.wire import (
     NO_SUCH_INSTANCE,
@@ -55,11 +56,12 @@ LOOKS_BEFORE_RESENDING: Final = 2
 
 @dataclass(slots=True)
 class AskLane:
-    """One destination's questions."""
+    """One destination's questions; none while its ``breaker`` is open."""
 
     means: Means
     destination: StoreDestination
     commitments: Commitments
+    breaker: Breaker
     hold_s: float = HOLD_S
     rest: Rest = field(init=False)
 
@@ -69,7 +71,7 @@ class AskLane:
     def run(self) -> None:
         """Ask about every job that is due, oldest first, until one question fails or the node stops."""
         self.means.beat()
-        if self.rest.is_on():
+        if self.rest.is_on() or self.breaker.is_open:
             return
         now = self.means.clock()
         delivered_before = now - self.destination.commitment_wait_s

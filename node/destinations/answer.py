@@ -73,7 +73,7 @@ def store_status(status: int) -> StoreStatus:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The final word on one file: delivered or refused, never "wait" (that is ``DestinationUnreachable``)."""
+    """What a destination says about one file. "Wait" is the last answer of a delivery."""
 
     path: Path
     sop_instance_uid: str
@@ -83,3 +83,8 @@ class Answer:
     def verdict(self) -> Verdict:
         """What :attr:`status` means."""
         return store_status(self.status).verdict
+
+    @property
+    def words(self) -> str:
+        """The status for people: ``status 0xA700: Refused: out of resources``."""
+        return f"status 0x{self.status:04X}: {store_status(self.status).meaning}"

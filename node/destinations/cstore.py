@@ -1,44 +1,46 @@
 """A DICOM peer: all files over one association, every answer kept.
 
-pynetdicom does not decompress: Explicit and Implicit VR Little Endian are proposed for every SOP class,
-each in a presentation context of its own, beside the file's own syntax; the data set is written in what was
-accepted. An AE is made per association: one shared by several threads loses answers (pynetdicom #137).
+A file's own transfer syntax and, where it can be turned into them, Explicit and Implicit VR Little Endian are
+proposed, each in a presentation context of its own; the file is sent in its own where that was accepted. An
+AE is made per association: one shared by several threads loses answers (pynetdicom #137).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID
 from pynetdicom import AE, build_context, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.presentation import PresentationContext
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from config.settings import StoreDestination
 from node import tls
 from node.destinations.answer import Answer, Verdict, store_status
+from node.destinations.transcode import read_as, usable
 from node.errors import DestinationRefused, DestinationUnreachable
 from node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-
-EVERYBODYS = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-"""What files that are not compressed may be sent in, whatever they are stored in."""
 
 REJECTED_PERMANENT = 0x01
 """Result field of A-ASSOCIATE-RJ (PS3.8 Table 9-21)."""
 
+MAY_PASS = frozenset({(0x01, 0x01), (0x02, 0x01), (0x03, 0x01), (0x03, 0x02)})
+"""(source, reason) of rejections that name nothing a person could mend (PS3.8 Table 9-21): no reason given,
+temporary congestion, local limit exceeded. An archive that starts up says so, and calls it permanent."""
+
 
 def deliver(peer: StoreDestination, files: Sequence[Path]) -> Iterator[Answer]:
-    """Send ``files`` over one association and yield every final answer as it comes, in their order.
+    """Send ``files`` over one association and yield every answer as it comes, in their order.
 
-    Raises DestinationUnreachable where nobody answers or the peer asks to wait: what was yielded before is
-    delivered and need not be sent again. Raises DestinationRefused(None) before anything is sent where no
+    Raises DestinationUnreachable where nobody answers, and after an answer that asks to wait: what was
+    delivered before need not be sent again. Raises DestinationRefused(None) before anything is sent where no
     presentation context was accepted, and DestinationRefused(status) at the end if any file was refused.
     """
     if not files:
@@ -48,23 +50,21 @@ def deliver(peer: StoreDestination, files: Sequence[Path]) -> Iterator[Answer]:
     with associated(peer, contexts_for(metas)) as assoc:
         require_contexts(assoc, metas)
         for path, meta in zip(files, metas, strict=True):
-            status = store(assoc, path)
-            if store_status(status).verdict is Verdict.REFUSED:
-                refused.append(status)
-            yield Answer(path, str(meta.MediaStorageSOPInstanceUID), status)
+            answer = Answer(path, str(meta.MediaStorageSOPInstanceUID), store(assoc, path, meta))
+            yield answer
+            if answer.verdict is Verdict.WAIT:
+                raise DestinationUnreachable(answer.words)
+            if answer.verdict is Verdict.REFUSED:
+                refused.append(answer.status)
     if refused:
         meaning = store_status(refused[0]).meaning
         raise DestinationRefused(refused[0], f"{meaning} ({len(refused)} of {len(files)} instances)")
 
 
 def contexts_for(metas: Sequence[Dataset]) -> list[PresentationContext]:
-    """For each SOP class one context a transfer syntax: the files' own, then the two every peer knows."""
-    wanted: dict[tuple[str, str], None] = {}
-    for meta in metas:
-        wanted[(meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID)] = None
-    for meta in metas:
-        if not meta.TransferSyntaxUID.is_compressed:
-            wanted.update({(meta.MediaStorageSOPClassUID, syntax): None for syntax in EVERYBODYS})
+    """For each SOP class one context a transfer syntax: the files' own, then what they can be turned into."""
+    kinds = dict.fromkeys((meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID) for meta in metas)
+    wanted = kinds | dict.fromkeys((sop_class, each) for sop_class, own in kinds for each in usable(own))
     return [build_context(sop_class, syntax) for sop_class, syntax in wanted]
 
 
@@ -138,7 +138,8 @@ def why_not(assoc: Association) -> DestinationUnreachable | DestinationRefused:
     """The error for an association that was not established: a permanent no, or nobody there for now."""
     answer = assoc.acceptor.primitive
     if assoc.is_rejected and answer is not None:
-        if answer.result == REJECTED_PERMANENT:
+        may_pass = (answer.result_source, answer.diagnostic) in MAY_PASS
+        if answer.result == REJECTED_PERMANENT and not may_pass:
             return DestinationRefused(None, f"the association was rejected: {answer.reason_str}")
         return DestinationUnreachable(f"the association was rejected for now: {answer.reason_str}")
     if assoc.rejected_contexts and not assoc.accepted_contexts:
@@ -148,22 +149,33 @@ def why_not(assoc: Association) -> DestinationUnreachable | DestinationRefused:
 
 def require_contexts(assoc: Association, metas: Sequence[Dataset]) -> None:
     """Raise DestinationRefused(None) unless every file can be sent over what the peer accepted."""
-    accepted = {(cx.abstract_syntax, cx.transfer_syntax[0]) for cx in assoc.accepted_contexts}
-    for meta in metas:
-        sop_class, syntax = meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID
-        usable = {syntax} if syntax.is_compressed else {syntax, *EVERYBODYS}
-        if accepted.isdisjoint((sop_class, each) for each in usable):
-            raise DestinationRefused(None, f"the peer does not take {sop_class.name} in {syntax.name}")
+    for sop_class, own in {(meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID) for meta in metas}:
+        if accepted_for(assoc, sop_class).isdisjoint(usable(own)):
+            raise DestinationRefused(None, f"the peer does not take {sop_class.name} in {own.name}")
 
 
-def store(assoc: Association, path: Path) -> int:
-    """C-STORE one file; returns a status that is final. Raises DestinationUnreachable where it is not."""
+def accepted_for(assoc: Association, sop_class: UID) -> frozenset[str]:
+    """The transfer syntaxes that the peer accepted for a SOP class."""
+    accepted = assoc.accepted_contexts
+    return frozenset(cx.transfer_syntax[0] for cx in accepted if cx.abstract_syntax == sop_class)
+
+
+def store(assoc: Association, path: Path, meta: Dataset) -> int:
+    """C-STORE one file; returns its status. Raises DestinationUnreachable where there is none."""
     if not assoc.is_established:
         raise DestinationUnreachable("the association was aborted")
-    status = assoc.send_c_store(dcmread(path)).get("Status")
+    ds = read_as(path, accepted_for(assoc, meta.MediaStorageSOPClassUID))
+    status = assoc.send_c_store(ds).get("Status")
     if status is None:
         raise DestinationUnreachable("no answer to C-STORE: timed out or aborted")
-    row = store_status(int(status))
-    if row.verdict is Verdict.WAIT:
-        raise DestinationUnreachable(f"status 0x{status:04X}: {row.meaning}")
     return int(status)
+
+
+def probe(peer: StoreDestination) -> None:
+    """C-ECHO: returns where somebody is there who answers, raises DestinationUnreachable where nobody is.
+
+    A peer that refuses to be asked is there; what it thinks of us shows when something is sent.
+    """
+    with suppress(DestinationRefused), associated(peer, [build_context(Verification)]) as assoc:
+        if assoc.send_c_echo().get("Status") is None:
+            raise DestinationUnreachable("no answer to the C-ECHO")

@@ -25,8 +25,7 @@ def deliver(destination: FolderDestination, files: Sequence[Path]) -> Iterator[A
     A file that is there already is replaced in one step. Raises DestinationUnreachable where the folder is
     not there (a share that is not mounted: it is never made) or cannot be written.
     """
-    if not destination.path.is_dir():
-        raise DestinationUnreachable("the folder is not there: create it, or mount its share")
+    probe(destination)
     for path in files:
         header = dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "SOPInstanceUID"])
         target = destination.path / header.SeriesInstanceUID / f"{header.SOPInstanceUID}.dcm"
@@ -35,6 +34,12 @@ def deliver(destination: FolderDestination, files: Sequence[Path]) -> Iterator[A
         except OSError as error:
             raise DestinationUnreachable(f"cannot write: {error.strerror}") from error
         yield Answer(path, str(header.SOPInstanceUID), SUCCESS)
+
+
+def probe(destination: FolderDestination) -> None:
+    """Returns where the folder is there; raises DestinationUnreachable where it is not."""
+    if not destination.path.is_dir():
+        raise DestinationUnreachable("the folder is not there: create it, or mount its share")
 
 
 def copy_durably(source: Path, target: Path) -> None:

@@ -22,6 +22,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE, build_context, build_role, evt
 
 from config.settings import ListenSettings, Requester, RetrySettings, Settings, StoreDestination
+from node.breaker import Breaker
 from node.commitment.ask import AskLane, listed
 from node.commitment.hear import Commitments, answer_of
 from node.commitment.report import ReportLane
@@ -140,7 +141,8 @@ class Site:
         return Means(self.ledger, RETRY, Random(1), self.clock, self.clock, stopping, lambda: None)
 
     def lane(self, number: int = 0, hold_s: float = 5.0) -> AskLane:
-        return AskLane(self.means(), self.destinations[number], self.scp.commitments, hold_s)
+        means, destination = self.means(), self.destinations[number]
+        return AskLane(means, destination, self.scp.commitments, Breaker(means, destination.name), hold_s)
 
     def reports(self) -> ReportLane:
         return ReportLane(self.means(), self.requesters[0], NODE)
@@ -519,6 +521,7 @@ ASK = """
 import sys, threading
 from random import Random
 from config.settings import Settings
+from node.breaker import Breaker
 from node.commitment.ask import AskLane
 from node.commitment.hear import Commitments
 from node.lane import Means
@@ -528,7 +531,8 @@ ledger = Ledger(settings.storage.data_dir / "ledger.sqlite3")
 clock = lambda: 1000.0
 heard = Commitments(settings, ledger, clock)
 means = Means(ledger, settings.retry, Random(1), clock, clock, threading.Event(), lambda: None)
-AskLane(means, settings.destinations[0], heard).run()
+to = settings.destinations[0]
+AskLane(means, to, heard, Breaker(means, to.name)).run()
 """
 
 

@@ -1,8 +1,21 @@
 import socket
+import socketserver
+from threading import Thread
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    MPEG2MPML,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 from pynetdicom.sop_class import MRImageStorage
 
 from config.settings import StoreDestination
@@ -52,11 +65,49 @@ def test_a_compressed_file_is_offered_as_it_is(store_peer, ct_files):
     peer = store_peer(syntaxes=[RLELossless])
     list(cstore.deliver(towards(peer), ct_files))
     assert {ds.file_meta.TransferSyntaxUID for ds in peer.received} == {RLELossless}
-    plain = store_peer(syntaxes=[ExplicitVRLittleEndian])
-    answers, error = answers_until_error(plain, ct_files)
-    assert answers == []
+    assert [ds.PixelData for ds in peer.received] == [dcmread(path).PixelData for path in ct_files]
+
+
+@pytest.mark.parametrize("accepted", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize("syntax", [RLELossless, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_a_peer_that_takes_one_plain_syntax_gets_the_same_pixels_in_it(
+    store_peer, ct_files, syntax, accepted
+):
+    originals = [dcmread(path) for path in ct_files]
+    for path in ct_files:
+        write_in(syntax, path)
+    peer = store_peer(syntaxes=[accepted])
+    answers = list(cstore.deliver(towards(peer), ct_files))
+    assert [answer.status for answer in answers] == [0] * 4
+    assert {ds.file_meta.TransferSyntaxUID for ds in peer.received} == {accepted}
+    for original, received in zip(originals, peer.received, strict=True):
+        assert received == original
+
+
+def write_in(syntax, path):
+    """Write a file of Explicit VR Little Endian again in another transfer syntax."""
+    ds = dcmread(path)
+    if syntax.is_compressed:
+        ds.compress(syntax, generate_instance_uid=False)
+    elif not syntax.is_little_endian:
+        list(ds.iterall())  # decodes every element
+        ds.PixelData = np.frombuffer(ds.PixelData, "<u2").astype(">u2").tobytes()
+        ds.set_original_encoding(is_implicit_vr=False, is_little_endian=False)
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.save_as(path)
+
+
+def test_what_nobody_here_can_decode_is_offered_as_it_is_alone(store_peer, ct_files):
+    for path in ct_files:
+        ds = dcmread(path)
+        ds.file_meta.TransferSyntaxUID = MPEG2MPML
+        ds.PixelData = encapsulate([b"\x00\x01"])
+        ds["PixelData"].is_undefined_length = True
+        ds.save_as(path)
+    peer = store_peer(syntaxes=[ExplicitVRLittleEndian])
+    answers, error = answers_until_error(peer, ct_files)
+    assert (answers, error.status) == ([], None)
     assert isinstance(error, DestinationRefused)
-    assert error.status is None
 
 
 def test_a_warning_counts_as_delivered_and_is_kept(store_peer, ct_files):
@@ -69,7 +120,7 @@ def test_a_warning_counts_as_delivered_and_is_kept(store_peer, ct_files):
 def test_a_peer_out_of_resources_is_asked_again_later_and_keeps_what_it_took(store_peer, ct_files):
     peer = store_peer(statuses=[0x0000, 0xA700])
     answers, error = answers_until_error(peer, ct_files)
-    assert len(answers) == 1
+    assert [answer.verdict for answer in answers] == [Verdict.DELIVERED, Verdict.WAIT]
     assert isinstance(error, DestinationUnreachable)
     assert "0xA700" in str(error)
 
@@ -184,3 +235,58 @@ def test_a_status_means_what_the_standard_says(status, verdict):
 def test_no_status_stands_in_the_table_twice():
     named = [code for row in STORE_STATUSES for code in range(row.first, row.last + 1)]
     assert len(named) == len(set(named))
+
+
+def test_a_probe_returns_where_somebody_answers_even_if_it_is_a_refusal(store_peer):
+    peer = store_peer(calling=["S2NODE"])
+    cstore.probe(towards(peer))
+    cstore.probe(towards(peer, calling_ae_title="STRANGER"))
+    assert peer.received == []
+
+
+def test_a_probe_that_nobody_answers_says_so(store_peer):
+    peer = store_peer()
+    peer.stop()
+    with pytest.raises(DestinationUnreachable):
+        cstore.probe(towards(peer))
+
+
+@pytest.mark.parametrize(
+    ("result", "source", "reason", "error"),
+    [
+        (1, 1, 7, DestinationRefused),
+        (1, 1, 3, DestinationRefused),
+        (1, 2, 2, DestinationRefused),
+        (1, 1, 1, DestinationUnreachable),
+        (1, 3, 2, DestinationUnreachable),
+        (2, 1, 7, DestinationUnreachable),
+        (2, 3, 1, DestinationUnreachable),
+    ],
+)
+def test_a_rejection_is_for_good_where_it_names_what_a_person_can_mend(
+    ct_files, rejecting_peer, result, source, reason, error
+):
+    with pytest.raises(error, match="was rejected"):
+        next(cstore.deliver(towards(rejecting_peer(result, source, reason)), ct_files))
+
+
+@pytest.fixture
+def rejecting_peer():
+    """A listener that answers every association request with one A-ASSOCIATE-RJ (PS3.8 9.3.4)."""
+    servers = []
+
+    def start(result, source, reason):
+        class Reject(socketserver.BaseRequestHandler):
+            def handle(self):
+                self.request.recv(65536)
+                self.request.sendall(bytes([3, 0, 0, 0, 0, 4, 0, result, source, reason]))
+                self.request.recv(1)
+
+        servers.append(socketserver.TCPServer(("127.0.0.1", 0), Reject))
+        Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return SimpleNamespace(port=servers[-1].server_address[1])
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

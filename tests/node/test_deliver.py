@@ -5,6 +5,7 @@ import pytest
 from pydicom import dcmread
 
 from config.settings import FolderDestination, RetrySettings, StoreDestination
+from node.breaker import Breaker
 from node.deliver import DeliverLane
 from node.lane import Means
 from node.ledger import Ledger, Output, ReceivedInstance
@@ -62,9 +63,8 @@ def outbox_file(path, series, job_id):
 def lane(ledger, clock):
     def make(destination, **retry):
         settings = RetrySettings(**{"first_s": 15, "jitter": 0, "max_attempts": 3, **retry})
-        return DeliverLane(
-            Means(ledger, settings, Random(1), clock, clock, Event(), lambda: None), destination
-        )
+        means = Means(ledger, settings, Random(1), clock, clock, Event(), lambda: None)
+        return DeliverLane(means, destination, Breaker(means, destination.name))
 
     return make
 

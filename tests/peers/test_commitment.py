@@ -13,6 +13,7 @@ from pydicom import dcmread
 from pydicom.uid import CTImageStorage as CT
 
 from config.settings import Requester, RetrySettings, Settings
+from node.breaker import Breaker
 from node.commitment.ask import AskLane
 from node.commitment.report import ReportLane
 from node.deliver import DeliverLane
@@ -55,8 +56,9 @@ class Site:
         means = Means(self.ledger, RETRY, Random(1), time.time, time.monotonic, stopping, lambda: None)
         if destinations:
             to = self.settings.destinations[0]
-            self.deliver = DeliverLane(means, to)
-            self.ask = AskLane(means, to, self.scp.commitments)
+            breaker = Breaker(means, to.name)
+            self.deliver = DeliverLane(means, to, breaker)
+            self.ask = AskLane(means, to, self.scp.commitments, breaker)
         if requester is not None:
             who = Requester.model_validate(requester)
             self.report = ReportLane(means, who, "S2NODE")
