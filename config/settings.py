@@ -197,6 +197,11 @@ class StorageSettings(Frozen):
     local disk."""
     min_free_bytes: int = Field(default=2 * GIB, ge=0)
     """Free bytes to keep on that disk; below it C-STORE answers 0xA700 (out of resources)."""
+    new_series_factor: float = Field(default=1.5, ge=1, le=100)
+    """While less than min_free_bytes times this is free, a new series is answered 0xA700, and those that have
+    begun are finished."""
+    resume_factor: float = Field(default=2.0, ge=1, le=100)
+    """After that, new series are taken again once min_free_bytes times this is free."""
     max_instance_bytes: int = Field(default=GIB, ge=1024)
     """Largest instance accepted, in bytes; a larger one is answered with 0xA700."""
 

@@ -68,7 +68,8 @@ def check(name: str, settings: Settings, now: float) -> list[Finding]:
 
 
 def _disk(settings: Settings, _now: float) -> Found:
-    folder, least = settings.storage.data_dir, settings.storage.min_free_bytes
+    storage = settings.storage
+    folder, least = storage.data_dir, storage.min_free_bytes
     if not folder.is_dir():
         yield Level.WARNING, f"{folder} is not there yet", "start the node once, or create it for its user"
         return
@@ -79,7 +80,9 @@ def _disk(settings: Settings, _now: float) -> Found:
     words = f"{free:,} bytes are free and {least:,} must stay free"
     if free < least:
         yield Level.PROBLEM, f"{words}: senders get 0xA700", "s2node purge, or a larger disk"
-    elif free < 2 * least:
+    elif free < least * storage.new_series_factor:
+        yield Level.WARNING, f"{words}: new series get 0xA700", "s2node purge, or a larger disk"
+    elif free < least * storage.resume_factor:
         yield Level.WARNING, words, "s2node purge, or a larger disk"
     else:
         yield Level.OK, words, ""

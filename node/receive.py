@@ -21,6 +21,7 @@ from node.header import Header, HeaderRefused, read_header
 from node.ledger import Ledger, LedgerUnusable, ReceivedInstance
 from node.loopguard import is_own
 from node.spool import Draft, NameRefused, Placed, Spool, SpoolFull, inbox_name
+from node.states import State
 from node.uids import IMPLEMENTATION_CLASS_UID
 
 log = structlog.get_logger(__name__)
@@ -140,6 +141,7 @@ class Receiver:
         if is_known and self._ledger.record_repeat(*uids, sha256, self._clock()) is not None:
             self._ledger.count("repeats")
             return
+        self._require_room_for(header.series_instance_uid)
         with self._spool.keeping():
             placed = draft.place(name, sha256)
             recorded = self._ledger.record_instance(_received(arrival, header, placed), self._clock())
@@ -147,6 +149,14 @@ class Receiver:
             self._set_aside(placed, recorded.job_id)
         if recorded.superseded_job_id is not None:
             log.info("late slice", job=recorded.job_id, supersedes=recorded.superseded_job_id)
+
+    def _require_room_for(self, series_instance_uid: str) -> None:
+        """Where the disk fills up, only series that have begun go on; raises SpoolFull for others."""
+        if self._spool.has_room_for_new():
+            return
+        begun = {job.series_instance_uid for job in self._ledger.jobs([State.RECEIVING])}
+        if series_instance_uid not in begun:
+            raise SpoolFull("only series that have begun are finished")
 
     def _set_aside(self, placed: Placed, job_id: int) -> None:
         self._spool.quarantine(placed, PurePosixPath(*placed.path.parts[-2:]))

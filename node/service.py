@@ -120,13 +120,13 @@ class Node:
         """What is wrong with the node now: lanes that are stuck, workers nobody watches, a deaf listener."""
         found = [f"lane {name} is stuck" for name in watchdog.stuck(self._pulses, time.monotonic())]
         found += ["a worker is not supervised" for keeper in self._supervisors if not keeper.is_alive]
-        if not watchdog.answers(self.settings.listen, self.port):
+        if not watchdog.answers(self.settings.listen, self.port, self.settings.tls):
             found.append("the listener does not answer")
         return found
 
     def _start(self) -> None:
         storage = self.settings.storage
-        self.spool = Spool(storage.data_dir, storage.min_free_bytes)
+        self.spool = Spool.of(storage)
         self._open.callback(os.close, sole_owner(storage.data_dir))
         self.spool.sweep()
         self.ledger = self._open.enter_context(Ledger(storage.data_dir / LEDGER_FILE))

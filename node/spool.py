@@ -26,8 +26,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import structlog
+
+from config.settings import StorageSettings
 from node.errors import NodeError
 from node.uids import is_plausible_uid
+
+log = structlog.get_logger(__name__)
 
 FOLDERS = ("inbox", "outbox", "quarantine", "models", "tmp")
 """The folders of ``data_dir``; every name below one is given relative to ``data_dir``."""
@@ -95,16 +100,34 @@ class Draft:
 
 
 class Spool:
-    """The folders under ``data_dir``, all on one filesystem, made when the spool is."""
+    """The folders under ``data_dir``, all on one filesystem, made when the spool is.
 
-    def __init__(self, data_dir: Path, min_free_bytes: int = 0) -> None:
+    Below ``min_free_bytes`` nothing has room; below ``new_series_factor`` times that no new series has, until
+    ``resume_factor`` times that is free again.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        min_free_bytes: int = 0,
+        new_series_factor: float = 1.0,
+        resume_factor: float = 1.0,
+    ) -> None:
         self.root = data_dir.resolve()
         self.min_free_bytes = min_free_bytes
+        self._new_series_factor = new_series_factor
+        self._resume_factor = max(resume_factor, new_series_factor)
+        self._is_short = False
         self._guard = threading.Lock()
         self._durable_folders: set[Path] = set()
         for name in FOLDERS:
             (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         fsync_folder(self.root)
+
+    @classmethod
+    def of(cls, storage: StorageSettings) -> Spool:
+        """The spool of a node, with the marks of its settings."""
+        return cls(storage.data_dir, storage.min_free_bytes, storage.new_series_factor, storage.resume_factor)
 
     @contextmanager
     def draft(self, chunks: Sequence[Chunk]) -> Iterator[Draft]:
@@ -192,6 +215,19 @@ class Spool:
         free = self.free_bytes()
         if free - needed < self.min_free_bytes:
             raise SpoolFull(f"{free} bytes are free and {self.min_free_bytes} must stay free")
+
+    def has_room_for_new(self) -> bool:
+        """Whether series that nothing has come of yet may begin; those that have begun go on."""
+        free = self.free_bytes()
+        with self._guard:
+            was_short = self._is_short
+            factor = self._resume_factor if was_short else self._new_series_factor
+            self._is_short = free < factor * self.min_free_bytes
+            is_short = self._is_short
+        if is_short != was_short:
+            event = "new series are refused" if is_short else "new series are taken again"
+            log.warning(event, free_bytes=free)
+        return not is_short
 
     def free_bytes(self) -> int:
         """Bytes an ordinary user may still write on the spool's filesystem."""

@@ -29,6 +29,7 @@ from node.commitment.wire import (
 )
 from node.flow import trace_of
 from node.ledger import CommitmentAnswer, Ledger, Question
+from node.peers import Guests
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +52,7 @@ STATUSES: Final[dict[int, tuple[str, str]]] = {
         "the data set cannot be used, or a report names a transaction that is not ours",
     ),
     NO_SUCH_ACTION: ("PS3.7 C.5.9", "an action type other than 1"),
-    NOT_AUTHORISED: ("PS3.7 C.5.20", "the calling AE title is not in `requesters`"),
+    NOT_AUTHORISED: ("PS3.7 C.5.20", "the calling AE title or its address is not in `requesters`"),
     RESOURCE_LIMITATION: ("PS3.7 C.5.16", "too many requests or reports wait already"),
 }
 """Every status an N-ACTION or N-EVENT-REPORT is answered with: its section and what it means here."""
@@ -76,7 +77,9 @@ class Commitments:
             for each in settings.destinations
             if isinstance(each, StoreDestination)
         }
-        self._requesters = frozenset(requester.ae_title for requester in settings.requesters)
+        self._requesters = {
+            requester.ae_title: Guests.of((), requester.addresses) for requester in settings.requesters
+        }
         self._ledger = ledger
         self._clock = clock
         self._room = BoundedSemaphore(MOST_AT_ONCE)
@@ -136,8 +139,9 @@ class Commitments:
     def _request(self, event: evt.Event) -> int:
         request = cast(N_ACTION, event.request)
         calling_ae = event.assoc.requestor.ae_title.strip()
-        if calling_ae not in self._requesters:
-            log.warning("commitment request refused", reason="the calling AE title is not in requesters")
+        guests = self._requesters.get(calling_ae)
+        if guests is None or not guests.knows_address(event.assoc.requestor.address):
+            log.warning("commitment request refused", reason="AE title or address is not in requesters")
             return NOT_AUTHORISED
         if str(request.RequestedSOPInstanceUID) != PUSH_MODEL_INSTANCE:
             return NO_SUCH_INSTANCE

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from threading import Event, Thread
+
 import pytest
 
 from config.settings import ListenSettings
-from node.peers import REJECTIONS, AllowList, Rejection
+from node.peers import REJECTIONS, AllowList, Rejection, Role, Slots
 
 LISTS = ListenSettings(
     ae_title="S2NODE",
@@ -46,6 +49,58 @@ def test_a_call_for_somebody_else_is_rejected_even_with_empty_lists() -> None:
 
 
 def test_every_rejection_is_one_the_standard_has() -> None:
+    reasons = {(1, 1): {1, 3, 7}, (2, 3): {2}}
     for given in REJECTIONS.values():
-        assert (given.result, given.source) in {(1, 1), (2, 3)}
-        assert given.reason in {1, 3, 7}
+        assert given.reason in reasons[given.result, given.source]
+
+
+ROLES = ListenSettings(
+    store_ae_titles=("CT1", "CT2"), store_addresses=("10.1.0.0/16",), echo_ae_titles=("ADMIN", "CT1")
+)
+
+
+@pytest.mark.parametrize(
+    ("calling", "address", "roles"),
+    [
+        ("CT1", "10.1.2.3", {Role.STORE, Role.ECHO}),
+        ("CT2", "10.1.2.3", {Role.STORE}),
+        ("CT2 ", "10.2.2.3", set()),
+        ("CT1", "10.2.2.3", {Role.ECHO}),
+        ("ADMIN", "::1", {Role.ECHO}),
+    ],
+)
+def test_a_peer_may_do_what_the_lists_of_the_role_say(calling: str, address: str, roles: set[Role]) -> None:
+    assert AllowList(ROLES).roles(calling=calling, address=address) == roles
+    assert AllowList(ListenSettings()).roles(calling=calling, address=address) == set(Role)
+
+
+@pytest.fixture
+def alive() -> Iterator[Callable[[], Thread]]:
+    """Threads that live until the test ends, as associations do."""
+    ended = Event()
+
+    def start() -> Thread:
+        thread = Thread(target=ended.wait)
+        thread.start()
+        return thread
+
+    yield start
+    ended.set()
+
+
+def test_one_peer_cannot_have_every_association(alive: Callable[[], Thread]) -> None:
+    slots = Slots(ListenSettings(max_associations_per_address=3, max_associations_per_ae_title=2))
+    asked = [("CT1", "10.1.1.1"), ("CT1 ", "10.1.1.2"), ("CT1", "10.1.1.3")]
+    given = [slots.rejection(alive(), calling=title, address=address) for title, address in asked]
+    assert given == [None, None, REJECTIONS["full"]]
+    given = [slots.rejection(alive(), calling=f"MR{n}", address="10.1.1.1") for n in range(3)]
+    assert given == [None, None, REJECTIONS["full"]]
+
+
+def test_a_slot_is_free_when_its_association_has_ended() -> None:
+    slots = Slots(ListenSettings(max_associations_per_ae_title=1))
+    for _ in range(3):
+        over = Thread(target=lambda: None)
+        assert slots.rejection(over, calling="CT1", address="10.1.1.1") is None
+        over.start()
+        over.join()

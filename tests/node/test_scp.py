@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,29 @@ def test_one_association_too_many_is_rejected_and_a_freed_slot_is_given_again(tm
             assoc.release()
         wait_until(lambda: node.scp.open_associations == 0)
         node.associate().release()
+
+
+def test_a_peer_that_has_its_share_of_associations_is_rejected_for_the_moment(tmp_path: Path) -> None:
+    with running(tmp_path, listen={"max_associations_per_ae_title": 1}) as node:
+        held = node.associate()
+        refused = node.associate()
+        assert refused.is_rejected
+        answer = refused.acceptor.primitive
+        assert (answer.result, answer.result_source, answer.diagnostic) == (2, 3, 2)
+        other = node.associate(calling="OTHER")
+        assert other.is_established
+        other.release()
+        held.release()
+
+
+def test_what_a_peer_may_not_do_is_not_offered_to_it(tmp_path: Path) -> None:
+    with running(tmp_path, listen={"store_ae_titles": ["CT1"], "echo_addresses": ["10.0.0.0/8"]}) as node:
+        scanner = node.associate(calling="CT1")
+        assert [cx.abstract_syntax for cx in scanner.accepted_contexts] == [CTImageStorage]
+        scanner.release()
+        other = node.associate(calling="OTHER")
+        assert other.accepted_contexts == []
+        assert {cx.result for cx in other.rejected_contexts} == {0x03}  # abstract syntax not supported
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
@@ -512,6 +536,34 @@ def test_a_closed_ledger_is_out_of_resources(tmp_path: Path) -> None:
     assert answer.status == 0xA700
 
 
+def test_a_disk_that_fills_up_takes_what_has_begun_and_nothing_new(tmp_path: Path) -> None:
+    with running(tmp_path) as node:
+        spool = Spool(node.spool.root, 0, new_series_factor=2, resume_factor=4)
+        receiver = Receiver(spool, node.ledger, 10**9, time.time)
+
+        def answers(times: float) -> list[int]:
+            """To a slice of the series that has begun and to one of a new series, while ``times`` as much is
+            free as must stay free."""
+            spool.min_free_bytes = int(spool.free_bytes() / times)
+            number = next(numbers)
+            sent = [ct(number), ct(1, series=f"1.2.4.{number}")]
+            return [
+                receiver.take(
+                    Arrival(CTImageStorage, ds.SOPInstanceUID, EXPLICIT, "CT1", memoryview(encode(ds)))
+                ).status
+                for ds in sent
+            ]
+
+        numbers = count(1)
+        full, taken = 0xA700, 0x0000
+        assert answers(5) == [taken, taken]
+        assert answers(3) == [taken, taken]
+        assert answers(1.5) == [taken, full]
+        assert answers(3) == [taken, full], "not before there is more room than that"
+        assert answers(0.5) == [full, full]
+        assert answers(5) == [taken, taken]
+
+
 def test_a_request_without_a_data_set_is_refused_or_ends_the_association(node: Running) -> None:
     assoc = node.associate()
     request = C_STORE()
@@ -571,6 +623,51 @@ def test_a_peer_that_aborts_before_it_asks_leaves_nothing_behind(tmp_path: Path)
             assert_closed(peer)
         wait_until(lambda: node.scp.open_associations == 0)
         echo(node)
+
+
+@pytest.mark.parametrize(
+    "said", [b"\x01", b"GET / HTTP/1.1\r\n\r\n", b"\x01\x00\x00\x00\x00\x44" + bytes(68)]
+)
+def test_a_peer_that_hangs_up_before_it_asks_frees_its_slot_at_once(node: Running, said: bytes) -> None:
+    """Not only after the time-out, which is longer here than the wait."""
+    with connect(node) as peer:
+        peer.sendall(said)
+        wait_until(lambda: node.scp.open_associations == 1 or not is_heard(peer))
+    wait_until(lambda: node.scp.open_associations == 0, timeout_s=node.settings.listen.acse_timeout_s - 5)
+
+
+def is_heard(peer: socket.socket) -> bool:
+    """Whether the other side has not hung up."""
+    peer.setblocking(False)
+    try:
+        return bool(peer.recv(4096))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def test_a_peer_that_drips_bytes_loses_its_slot(tmp_path: Path) -> None:
+    with running(tmp_path, listen={"acse_timeout_s": 1}) as node, connect(node) as peer:
+        peer.sendall(b"\x01\x00" + struct.pack(">L", 2000))
+        with suppress(OSError):
+            while is_heard(peer):
+                peer.send(b"\x00")
+                time.sleep(0.05)
+        wait_until(lambda: node.scp.open_associations == 0)
+
+
+def test_one_address_cannot_hold_every_connection(tmp_path: Path) -> None:
+    with running(tmp_path, listen={"max_associations_per_address": 2}) as node:
+        peers = [connect(node) for _ in range(2)]
+        server = node.scp._listener._server
+        assert server is not None
+        wait_until(lambda: server.is_crowded("127.0.0.1"))
+        assert not server.is_crowded("10.1.1.1")
+        with connect(node) as late:
+            assert_closed(late)
+        for peer in peers:
+            peer.close()
 
 
 def test_probes_that_connect_and_hang_up_leave_nothing_behind(node: Running) -> None:
