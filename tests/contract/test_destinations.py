@@ -10,7 +10,7 @@ import pytest
 from pydicom import dcmread
 
 from config.settings import FolderDestination, StoreDestination
-from node.destinations import DESTINATIONS
+from node.destinations import DESTINATIONS, PROBES
 from node.destinations.answer import Verdict
 from node.errors import DestinationUnreachable
 
@@ -55,7 +55,16 @@ def deliver(place, files):
 
 
 def test_every_destination_is_in_this_suite():
-    assert set(KINDS) == set(DESTINATIONS)
+    assert set(KINDS) == set(DESTINATIONS) == set(PROBES)
+
+
+def test_a_probe_looks_whether_somebody_is_there_and_leaves_nothing(place):
+    probe = PROBES[place.settings.kind]
+    probe(place.settings)
+    assert list(place.datasets()) == []
+    place.leave()
+    with pytest.raises(DestinationUnreachable):
+        probe(place.settings)
 
 
 def test_each_file_gets_one_answer_and_arrives_equal(place, ct_files):

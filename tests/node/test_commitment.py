@@ -517,6 +517,20 @@ def test_a_destination_that_is_not_asked_any_longer_holds_nothing_up(site, commi
     assert here.state(job) is State.COMMITTED
 
 
+def test_a_destination_that_is_left_alone_is_not_asked_either(site, commit_peer):
+    peer = commit_peer()
+    here = site(towards(peer))
+    here.delivered()
+    lane = here.lane(hold_s=0)
+    for _ in range(here.settings.retry.break_after):
+        lane.breaker.failed("nobody answered")
+    lane.run()
+    assert peer.asked == []
+    lane.breaker.answered()
+    lane.run()
+    assert len(peer.asked) == 1
+
+
 ASK = """
 import sys, threading
 from random import Random

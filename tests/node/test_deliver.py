@@ -201,3 +201,166 @@ def test_a_lane_shows_a_sign_of_life_with_every_answer(store_peer, ledger, lane,
     built(["pacs"])
     pacs.run()
     assert len(beats) == 5
+
+
+def run_until_open(pacs, clock):
+    for _ in range(3):
+        clock.now += 3600
+        pacs.run()
+    assert pacs.breaker.is_open
+
+
+def test_after_three_failures_in_a_row_a_peer_gets_a_probe_and_nothing_else(
+    store_peer, ledger, lane, built, clock
+):
+    peer = store_peer(statuses=[0xA700] * 3)
+    job_id = built(["pacs"])
+    pacs = lane(towards(peer), max_attempts=50)
+    run_until_open(pacs, clock)
+    clock.now += 29
+    pacs.run()
+    assert peer.associations == 3
+    assert ledger.breaker("pacs").opened_at == clock.now - 29
+    assert "0xA700" in ledger.breaker("pacs").reason
+    assert ledger.deliveries(job_id)[0].attempt == 3
+    clock.now += 2
+    pacs.run()
+    assert peer.associations == 4
+    assert ledger.breaker("pacs").opened_at is None
+
+
+def test_a_peer_that_answers_the_first_probe_had_not_been_away_and_waits_go_on(
+    store_peer, ledger, lane, built, clock
+):
+    peer = store_peer(statuses=[0xA700] * 3)
+    job_id = built(["pacs"])
+    pacs = lane(towards(peer), max_attempts=50, first_s=200)
+    run_until_open(pacs, clock)
+    clock.now += 31
+    pacs.run()
+    assert not pacs.breaker.is_open
+    assert ledger.job(job_id).state is State.BUILT
+    clock.now += 3600
+    pacs.run()
+    assert ledger.job(job_id).state is State.DELIVERED
+
+
+def test_a_peer_that_comes_back_gets_at_once_what_waits_and_no_job_lost_an_attempt(
+    store_peer, ledger, lane, built, clock
+):
+    gone = store_peer()
+    gone.stop()
+    jobs = [built(["pacs"], series=f"2.25.4{n}") for n in range(2)]
+    pacs = lane(towards(gone), max_attempts=4, first_s=600, max_s=7200)
+    run_until_open(pacs, clock)
+    for _ in range(100):
+        clock.now += 60
+        pacs.run()
+    assert {ledger.job(job_id).state for job_id in jobs} == {State.BUILT}
+    assert max(ledger.deliveries(job_id)[0].attempt for job_id in jobs) <= 3
+    ledger.postpone(jobs[0], "pacs", clock.now + 7000, "put off", clock.now)
+    back = store_peer(port=gone.port)
+    clock.now += 31
+    pacs.run()
+    assert {ledger.job(job_id).state for job_id in jobs} == {State.DELIVERED}
+    assert len(back.uids) == len(set(back.uids)) == 8
+
+
+def test_a_restart_keeps_a_breaker_open_and_probes_at_once(store_peer, ledger, lane, built, clock):
+    peer = store_peer(statuses=[0xA700] * 3)
+    built(["pacs"])
+    run_until_open(lane(towards(peer), max_attempts=50), clock)
+    again = lane(towards(peer), max_attempts=50)
+    assert again.breaker.is_open
+    again.run()
+    assert not again.breaker.is_open
+    assert peer.associations == 4
+
+
+def test_a_refusal_and_a_disk_of_ours_say_nothing_against_a_peer(store_peer, ledger, lane, built, clock):
+    peer = store_peer(statuses=[0xA700, 0xC000])
+    built(["pacs"])
+    gone = built(["pacs"], series="2.25.50")
+    pacs = lane(towards(peer), max_attempts=50)
+    pacs.run()
+    assert ledger.breaker("pacs").failures == 1
+    clock.now += 60
+    pacs.run()
+    assert ledger.breaker("pacs").failures == 0
+    ledger.outputs(gone)[0].path.unlink()
+    clock.now += 60
+    pacs.run()
+    assert ledger.deliveries(gone)[0].reason == "No such file or directory"
+    assert ledger.breaker("pacs").failures == 0
+
+
+def test_a_clock_that_is_set_back_by_a_day_delays_nothing_by_a_day(store_peer, ledger, lane, built, clock):
+    peer = store_peer(statuses=[0xA700])
+    job_id = built(["pacs"])
+    pacs = lane(towards(peer), max_s=60)
+    pacs.run()
+    pacs.means.clock = lambda: clock.now - 86_400
+    clock.now += 16
+    pacs.run()
+    assert ledger.job(job_id).state is State.DELIVERED
+
+
+def test_what_a_destination_is_owed_for_hours_goes_to_its_fallback_too(
+    store_peer, ledger, lane, built, clock, tmp_path
+):
+    peer = store_peer(statuses=[0xA700] * 2)
+    disk = FolderDestination(name="disk", kind="folder", path=tmp_path / "disk")
+    disk.path.mkdir()
+    job_id = built(["pacs"])
+    pacs = lane(towards(peer).model_copy(update={"fallback": "disk", "after_hours": 1.0}), max_attempts=50)
+    pacs.run()
+    assert [each.destination for each in ledger.deliveries(job_id)] == ["pacs"]
+    clock.now += 3600
+    pacs.run()
+    pacs.run()
+    lane(disk).run()
+    standing = {each.destination: each for each in ledger.deliveries(job_id)}
+    assert standing["disk"].fallback_for == "pacs"
+    assert standing["disk"].delivered == 4
+    assert ledger.job(job_id).state is State.BUILT
+    assert [event.note for event in ledger.events(job_id)].count("disk stands in for pacs") == 1
+    clock.now += 3600
+    pacs.run()
+    assert ledger.job(job_id).state is State.DELIVERED
+    assert len(peer.uids) == len(set(peer.uids)) == 4
+
+
+def test_what_a_destination_refuses_for_good_goes_to_its_fallback_at_once(
+    store_peer, ledger, lane, built, tmp_path
+):
+    peer = store_peer(statuses=[0x0122] * 4)
+    disk = FolderDestination(name="disk", kind="folder", path=tmp_path / "disk")
+    disk.path.mkdir()
+    job_id = built(["pacs"])
+    lane(towards(peer).model_copy(update={"fallback": "disk"})).run()
+    assert ledger.job(job_id).state is State.BUILT
+    lane(disk).run()
+    assert len(list(disk.path.rglob("*.dcm"))) == 4
+    job = ledger.job(job_id)
+    assert (job.state, job.code) == (State.PARKED, "DELIVERY-REFUSED")
+    assert "pacs" in job.reason
+    assert not ledger.stand_in(job_id, "pacs", "disk", 1.0)
+
+
+def test_what_each_destination_said_about_each_instance_is_in_the_ledger(store_peer, ledger, lane, built):
+    job_id = built(["pacs"])
+    lane(towards(store_peer(statuses=[0, 0xB000, 0xA700]))).run()
+    said = ledger.answers(job_id)
+    assert [answer.status for answer in said] == [0, 0xB000, 0xA700, None]
+    assert [answer.at is None for answer in said] == [False, False, False, True]
+    pending = [output.sop_instance_uid for output in ledger.pending_outputs(job_id, "pacs")]
+    assert pending == [answer.sop_instance_uid for answer in said[2:]]
+
+
+def test_how_destinations_stand_can_be_read_from_the_ledger(store_peer, ledger, lane, built):
+    built(["pacs", "gone"])
+    lane(towards(store_peer(statuses=[0xA700]))).run()
+    pacs, gone = ledger.destinations(["pacs"])
+    assert (pacs.breaker.destination, pacs.breaker.failures, pacs.jobs, pacs.oldest_at) == ("pacs", 1, 1, 5.0)
+    assert (gone.breaker.destination, gone.breaker.failures, gone.jobs) == ("gone", 0, 1)
+    assert ledger.destinations(["new"])[0].oldest_at is None
