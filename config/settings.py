@@ -477,7 +477,7 @@ class AuditSettings(Frozen):
     """DICOM audit messages (PS3.15 A.5): to a file, to syslog over TLS, or both. They name patients."""
 
     to_file: bool = False
-    """Writes them to data_dir/audit/messages.log, an XML message a line, readable by the node's user alone."""
+    """Writes them to data_dir/audit/messages.log, one a line, readable by the node's user alone."""
     file_bytes: int = Field(default=67_108_864, ge=4096)
     """Size at which that file is put aside as messages.log.1 and a new one begun."""
     files: int = Field(default=50, ge=1, le=10_000)

@@ -1,0 +1,106 @@
+"""Where audit messages are kept: a file that rotates, and a folder of what waits for the repository."""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import logging
+import os
+from itertools import count
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any, Final
+
+from config.settings import AuditSettings
+from node.spool import fsync_folder
+
+FOLDER: Final = "audit"
+FILE: Final = "messages.log"
+WAITING: Final = "waiting"
+"""Names below the data folder."""
+
+
+class TrailFull(OSError):
+    """As many messages wait for the repository as are kept."""
+
+
+class Trail:
+    """The file and the waiting messages; what is kept is on the disk. Raises OSError where that fails."""
+
+    def __init__(self, audit: AuditSettings, data_dir: Path) -> None:
+        self._folder = data_dir / FOLDER
+        self._waiting = self._folder / WAITING
+        self._most = audit.max_waiting if audit.syslog_host else 0
+        self._numbers = count()
+        for folder in (self._folder, self._waiting):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._file = _File(self._folder / FILE, audit) if audit.to_file else None
+        self._count = sum(entry.name.endswith(".msg") for entry in os.scandir(self._waiting))
+
+    @property
+    def count(self) -> int:
+        """Messages that wait for the repository."""
+        return self._count
+
+    def keep(self, xml: bytes, frame: bytes, now: float) -> None:
+        """Keep one message: ``xml`` in the file, ``frame`` for the repository."""
+        if self._most:
+            self._put(frame, now)
+        if self._file is not None:
+            self._file.write(xml)
+
+    def first(self, most: int) -> list[Path]:
+        """The oldest messages that wait, ``most`` at most."""
+        found = (entry.path for entry in os.scandir(self._waiting) if entry.name.endswith(".msg"))
+        return [Path(path) for path in heapq.nsmallest(most, found)]
+
+    def sent(self, path: Path) -> None:
+        """The repository has this one."""
+        path.unlink()
+        self._count -= 1
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _put(self, frame: bytes, now: float) -> None:
+        if self._count >= self._most:
+            words = f"{self._count} messages wait for the audit repository: audit.max_waiting"
+            raise TrailFull(errno.ENOSPC, words)
+        name = f"{int(now * 1e6):020d}-{os.getpid()}-{next(self._numbers):06d}"
+        part = self._waiting / f"{name}.part"
+        try:
+            with open(part, "xb", opener=_private) as file:
+                file.write(frame)
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(part.with_suffix(".msg"))
+        finally:
+            part.unlink(missing_ok=True)
+        fsync_folder(self._waiting)
+        self._count += 1
+
+
+class _File(RotatingFileHandler):
+    """The standard library's rotating file, readable by its owner alone, on the disk at each line."""
+
+    def __init__(self, path: Path, audit: AuditSettings) -> None:
+        super().__init__(path, maxBytes=audit.file_bytes, backupCount=audit.files, delay=True)
+
+    def write(self, xml: bytes) -> None:
+        """One line; raises OSError."""
+        self.handle(logging.makeLogRecord({"msg": xml.decode()}))
+        if self.stream is not None:
+            os.fsync(self.stream.fileno())
+
+    def _open(self) -> Any:
+        return open(self.baseFilename, "a", encoding="utf-8", opener=_private)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Let the caller have the error: an audit message is not to be lost in silence."""
+        raise  # noqa: PLE0704 - called from an except clause
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,342 @@
+"""The audit is written and sent, waits where it cannot be, and stops nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from lxml import etree
+
+from config.settings import Settings
+from node.alarm import Alert, AlertKind
+from node.audit.alarms import EVERY_S, MOST, Alarms
+from node.audit.auditor import Auditor
+from node.ledger import Ledger, Output, ReceivedInstance, SynthesisRecord
+from node.states import State
+
+SCHEMA = etree.RelaxNG(etree.parse(Path(__file__).with_name("audit-message.rng")))
+CT = "1.2.840.10008.5.1.4.1.1.2"
+TROUBLE = Alert(AlertKind.REFUSED, "calling AE title not in allow_ae_titles", "10.0.0.9", "ROGUE")
+
+
+class Watch:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def watch() -> Watch:
+    return Watch()
+
+
+@pytest.fixture
+def auditor(ledger: Ledger, tmp_path: Path, watch: Watch) -> Iterator[Callable[..., Auditor]]:
+    """Makes auditors of the one ledger."""
+    made: list[Auditor] = []
+
+    def make(tls: dict[str, Any] | None = None, **audit: Any) -> Auditor:
+        settings = Settings.model_validate(
+            {
+                "storage": {"data_dir": tmp_path / "node"},
+                "destinations": [
+                    {"name": "pacs", "host": "pacs.example.org", "ae_title": "PACS"},
+                    {"name": "disk", "kind": "folder", "path": tmp_path / "disk"},
+                ],
+                "tls": tls or {},
+                "audit": audit,
+                "retry": {"first_s": 10, "jitter": 0},
+            }
+        )
+        made.append(Auditor(settings, ledger, elapsed=watch))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def written(tmp_path: Path) -> list[Any]:
+    """Every message of the files, valid, oldest first."""
+    paths = sorted((tmp_path / "node" / "audit").glob("messages.log*"), reverse=True)
+    found = [etree.fromstring(line.encode()) for path in paths for line in path.read_text().splitlines()]
+    for root in found:
+        SCHEMA.assertValid(root)
+    return found
+
+
+def kinds(roots: list[Any]) -> list[tuple[str, str, str]]:
+    """Event, action and outcome of each message."""
+    return [
+        (
+            root.find("EventIdentification/EventID").get("originalText"),
+            root.find("EventIdentification").get("EventActionCode"),
+            root.find("EventIdentification").get("EventOutcomeIndicator"),
+        )
+        for root in roots
+    ]
+
+
+def journey(ledger: Ledger, path: Path, number: int = 1) -> int:
+    """A job from its first instance to DELIVERED."""
+    uid = f"2.25.5.{number}"
+    received = ReceivedInstance(uid, CT, "1.2", uid, "2.25.4", "CT1", path, "00", 1)
+    job_id = ledger.record_instance(received, 1.0).job_id
+    ledger.move(job_id, State.SETTLED, 2.0)
+    ledger.move(job_id, State.READY, 3.0)
+    ledger.lease("w", 4.0, 60.0)
+    outputs = [
+        Output(job_id, "venous", "ct_series", "2.25.6", f"2.25.6.{number}.{index}", CT, path, "aa")
+        for index in range(3)
+    ]
+    made = SynthesisRecord("venous", "m-1", "dd", 0, "bridge", 4, "cpu")
+    ledger.record_built(job_id, "w", outputs, [made], ["pacs", "disk"], now=5.0)
+    for destination in ("pacs", "disk"):
+        for output in outputs:
+            ledger.record_delivery(output.sop_instance_uid, destination, 0, 6.0)
+    return job_id
+
+
+@pytest.fixture
+def file(tmp_path: Path, ct_files: list[Path]) -> Path:
+    return ct_files[0]
+
+
+def test_a_job_from_start_to_stop_is_told_in_valid_messages_that_name_study_and_patient(
+    ledger: Ledger, tmp_path: Path, file: Path, auditor: Callable[..., Auditor]
+) -> None:
+    one = auditor(to_file=True, site="north")
+    one.start()
+    journey(ledger, file)
+    one.write()
+    one.alarm(TROUBLE)
+    one.stop()
+    found = written(tmp_path)
+    assert kinds(found) == [
+        ("Application Activity", "E", "0"),
+        ("DICOM Instances Transferred", "C", "0"),
+        ("DICOM Instances Accessed", "R", "0"),
+        ("DICOM Instances Accessed", "C", "0"),
+        ("DICOM Instances Transferred", "R", "0"),
+        ("DICOM Instances Transferred", "R", "0"),
+        ("Security Alert", "E", "4"),
+        ("Application Activity", "E", "0"),
+    ]
+    things = found[4].findall("ParticipantObjectIdentification")
+    assert [each.get("ParticipantObjectID") for each in things] == ["2.25.4", "ID0017"]
+    assert things[0].find(".//SOPClass").get("NumberOfInstances") == "3"
+    assert things[1].findtext("ParticipantObjectName") == "DOE^JANE"
+    receivers = [root.findall("ActiveParticipant")[1] for root in found[4:6]]
+    assert [each.get("UserID") for each in receivers] == ["disk", "PACS"]
+    assert receivers[1].get("NetworkAccessPointID") == "pacs.example.org"
+    assert found[6].findall("ActiveParticipant")[1].get("UserID") == "ROGUE"
+
+
+def test_a_site_that_names_no_patient_has_the_jobs_number_instead(
+    ledger: Ledger, tmp_path: Path, file: Path, auditor: Callable[..., Auditor]
+) -> None:
+    one = auditor(to_file=True, identities="job")
+    journey(ledger, file)
+    one.write()
+    text = (tmp_path / "node/audit/messages.log").read_text()
+    assert 'ParticipantObjectID="job 1"' in text
+    assert "DOE" not in text and "ID0017" not in text and "2.25.4" not in text
+    assert len(written(tmp_path)) == 5
+
+
+def test_a_refusal_for_good_and_the_removal_of_files_are_told_too(
+    ledger: Ledger, tmp_path: Path, file: Path, auditor: Callable[..., Auditor]
+) -> None:
+    one = auditor(to_file=True)
+    job_id = journey(ledger, file)
+    one.write()
+    ledger.move(job_id, State.PURGED, 9.0)
+    second = ReceivedInstance("2.25.8", CT, "1.2", "2.25.8", "2.25.4", "CT1", tmp_path / "gone", "00", 1)
+    refused = ledger.record_instance(second, 10.0).job_id
+    for state in (State.SETTLED, State.READY):
+        ledger.move(refused, state, 11.0)
+    ledger.lease("w", 12.0, 60.0)
+    output = Output(refused, "venous", "ct_series", "2.25.7", "2.25.7.1", CT, tmp_path / "gone", "aa")
+    ledger.record_built(refused, "w", [output], [], ["pacs"], now=13.0)
+    ledger.refuse(refused, "pacs", "no", 14.0)
+    one.write()
+    found = written(tmp_path)[5:]
+    assert kinds(found)[0] == ("DICOM Instances Accessed", "D", "0")
+    assert kinds(found)[-1] == ("DICOM Instances Transferred", "R", "8")
+    assert found[-1].findtext("EventIdentification/EventOutcomeDescription") == "pacs refused it"
+    patients = [root.findall("ParticipantObjectIdentification")[1] for root in found]
+    assert patients[-1].get("ParticipantObjectID") == "unknown"
+
+
+def test_the_file_is_its_owners_alone_rotates_and_keeps_so_many(
+    ledger: Ledger, tmp_path: Path, auditor: Callable[..., Auditor]
+) -> None:
+    one = auditor(to_file=True, file_bytes=4096, files=2)
+    for _ in range(20):
+        one.start()
+    one.stop()
+    folder = tmp_path / "node" / "audit"
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    assert names == ["messages.log", "messages.log.1", "messages.log.2"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir() if path.is_file()} == {0o600}
+    assert all(path.stat().st_size <= 4096 for path in folder.iterdir() if path.is_file())
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_what_cannot_be_written_is_written_later_and_raises_nothing(
+    ledger: Ledger, tmp_path: Path, file: Path, auditor: Callable[..., Auditor]
+) -> None:
+    one = auditor(to_file=True)
+    folder = tmp_path / "node" / "audit"
+    shutil.rmtree(folder)
+    folder.write_bytes(b"a file where the folder should be")
+    journey(ledger, file)
+    one.alarm(TROUBLE)
+    for _ in range(2):
+        one.write()
+    assert one.writing.reason
+    figures = {sample.name: sample.value for metric in one.figures() for sample in metric.samples}
+    assert figures["s2node_audit_waiting"] == 0
+    folder.unlink()
+    folder.mkdir()
+    one.write()
+    assert not one.writing.reason
+    assert len(written(tmp_path)) == 1 + 5
+
+
+def test_messages_reach_a_repository_over_tls_framed_and_valid(
+    ledger: Ledger,
+    file: Path,
+    auditor: Callable[..., Auditor],
+    tls: dict[str, Any],
+    repository: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    receiver = repository()
+    one = auditor(tls, syslog_host="127.0.0.1", syslog_port=receiver.port)
+    one.start()
+    journey(ledger, file)
+    one.write()
+    one.send()
+    one.stop()
+    assert not one.sending.reason
+    heads, bodies = zip(*(message.split(b"\xef\xbb\xbf", 1) for message in receiver.messages), strict=True)
+    assert len(bodies) == 7
+    for body in bodies:
+        SCHEMA.assertValid(etree.fromstring(body))
+    priority, at, _host, app, process, kind, data = heads[0].split(b" ")[:7]
+    assert (priority, app, process, kind, data) == (
+        b"<85>1",
+        b"s2node",
+        str(os.getpid()).encode(),
+        b"DICOM+RFC3881",
+        b"-",
+    )
+    assert at.endswith(b"Z")
+    assert list((tmp_path / "node/audit/waiting").iterdir()) == []
+    assert not (tmp_path / "node/audit/messages.log").exists()
+
+
+def test_a_repository_that_is_away_has_everything_once_it_is_back(
+    ledger: Ledger,
+    file: Path,
+    auditor: Callable[..., Auditor],
+    tls: dict[str, Any],
+    repository: Callable[..., Any],
+    watch: Watch,
+    free_port: Callable[[], int],
+    tmp_path: Path,
+) -> None:
+    port = free_port()
+    one = auditor(tls, syslog_host="127.0.0.1", syslog_port=port)
+    one.start()
+    one.write()
+    one.send()
+    assert one.sending.reason == "Connection refused"
+    waiting = tmp_path / "node/audit/waiting"
+    assert len(list(waiting.iterdir())) == 1
+    assert {stat.S_IMODE(path.stat().st_mode) for path in waiting.iterdir()} == {0o600}
+    receiver = repository(port=port, breaks=1)
+    one.send()
+    assert receiver.breaks == 1, "it rests after a failure"
+    watch.now += 20
+    one.send()
+    assert one.sending.reason
+    watch.now += 60
+    again = auditor(tls, syslog_host="127.0.0.1", syslog_port=port)
+    again.send()
+    assert len(receiver.messages) == 1
+    assert list(waiting.iterdir()) == []
+
+
+def test_a_repository_with_a_certificate_of_another_authority_gets_nothing(
+    auditor: Callable[..., Auditor], tls: dict[str, Any], repository: Callable[..., Any]
+) -> None:
+    receiver = repository(authority=trustme.CA())
+    one = auditor(tls, syslog_host="127.0.0.1", syslog_port=receiver.port)
+    one.start()
+    one.send()
+    assert "not believed" in one.sending.reason
+    assert receiver.messages == []
+
+
+def test_when_too_much_waits_jobs_stay_in_the_ledger_and_are_told_later(
+    ledger: Ledger,
+    file: Path,
+    auditor: Callable[..., Auditor],
+    tls: dict[str, Any],
+    repository: Callable[..., Any],
+) -> None:
+    receiver = repository()
+    one = auditor(tls, syslog_host="127.0.0.1", syslog_port=receiver.port, max_waiting=3)
+    journey(ledger, file)
+    one.write()
+    assert "audit.max_waiting" in one.writing.reason
+    one.send()
+    one.write()
+    one.send()
+    assert not one.writing.reason
+    assert len(receiver.messages) >= 5
+
+
+def test_ten_thousand_refusals_of_one_peer_are_two_messages() -> None:
+    watch = Watch()
+    alarms = Alarms(watch)
+    for _ in range(10_000):
+        alarms.take(TROUBLE)
+        if not alarms._told:
+            assert alarms.due() == [(TROUBLE, 1)]
+    assert alarms.due() == []
+    watch.now += EVERY_S
+    assert alarms.due() == [(TROUBLE, 9_999)]
+
+
+def test_ten_thousand_different_peers_are_few_messages() -> None:
+    alarms = Alarms(Watch())
+    for number in range(10_000):
+        alarms.take(Alert(AlertKind.CROWDED, "too many connections", f"10.0.{number // 250}.{number % 250}"))
+    told = alarms.due()
+    assert len(told) == MOST + 1
+    assert sum(times for _, times in told) == 10_000
+    assert told[-1][0].address == ""
+
+
+def test_a_header_that_cannot_be_read_names_nobody(
+    ledger: Ledger, tmp_path: Path, auditor: Callable[..., Auditor]
+) -> None:
+    broken = tmp_path / "broken.dcm"
+    broken.write_bytes(b"\x00" * 100)
+    one = auditor(to_file=True)
+    journey(ledger, broken)
+    one.write()
+    assert b'ParticipantObjectID="unknown"' in etree.tostring(written(tmp_path)[0])
