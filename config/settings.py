@@ -19,11 +19,13 @@ from pydantic_core import PydanticCustomError
 
 from config.base import Frozen
 from config.intake import IntakeSettings
+from config.refresh import RefreshSettings
 
 GIB = 1024**3
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Days = Annotated[float, Field(ge=0, le=36_500)]
 
 
 def impossible(key: str, cure: str) -> PydanticCustomError:
@@ -337,6 +339,9 @@ class StoreDestination(Frozen):
     once where this one refuses it for good. It gets nothing else. Empty: none."""
     after_hours: float = Field(default=4.0, gt=0, le=8760)
     """Hours a job waits for this destination before it goes to the fallback too."""
+    rejection_notes: bool = True
+    """Whether the peer gets a rejection note (IHE IOCM, a Key Object Selection) for a result that was
+    superseded or recalled. The new result waits for the note. False: both results are there."""
 
 
 class FolderDestination(Frozen):
@@ -353,6 +358,9 @@ class FolderDestination(Frozen):
     gets nothing else. Empty: none."""
     after_hours: float = Field(default=4.0, gt=0, le=8760)
     """Hours a job waits for this destination before it goes to the fallback too."""
+    rejection_notes: bool = True
+    """Whether a rejection note (IHE IOCM, a Key Object Selection) is written there for a result that was
+    superseded or recalled. The new result waits for the note. False: both results are there."""
 
 
 def _kind_of(value: object) -> str:
@@ -504,6 +512,30 @@ class AuditSettings(Frozen):
         return self.to_file or bool(self.syslog_host)
 
 
+class RetentionSettings(Frozen):
+    """What the node removes by itself. A number counts days since a job came to where it stands; 0 keeps its
+    files until `s2node purge`. Rows and history stay in any case."""
+
+    committed_days: Days = 0.0
+    """Received and made files of COMMITTED jobs."""
+    delivered_days: Days = 0.0
+    """Files of DELIVERED jobs: nobody has answered for these."""
+    rejected_days: Days = 0.0
+    """Files of REJECTED jobs."""
+    parked_days: Days = 0.0
+    """Files of PARKED jobs: what was made of them is lost."""
+    recalled_days: Days = 0.0
+    """Files of RECALLED jobs."""
+    superseded_days: Days = 0.0
+    """Files of SUPERSEDED jobs that no later generation shares."""
+    quarantine_days: Days = 0.0
+    """Instances in quarantine."""
+    identity_days: Days = 0.0
+    """Patient and study of purged jobs, which the node keeps (no pixels) for a recall."""
+    check_s: Seconds = 3600.0
+    """Seconds between two looks for what is old enough."""
+
+
 class LogSettings(Frozen):
     """What the node writes to standard error. Never a patient's name, number, date or UID."""
 
@@ -540,6 +572,8 @@ class Settings(Frozen):
     archives: tuple[ArchivePeer, ...] = ()
     """Where series are fetched from."""
     retry: RetrySettings = RetrySettings()
+    refresh: RefreshSettings = RefreshSettings()
+    retention: RetentionSettings = RetentionSettings()
     log: LogSettings = LogSettings()
     watch: WatchSettings = WatchSettings()
     audit: AuditSettings = AuditSettings()
