@@ -37,6 +37,8 @@ from node.errors import NodeError
 from node.flow import Failure, attempt
 from node.lane import Means
 from node.ledger import LEDGER_FILE, Ledger, StaleLease
+from node.refresh import CHECK_S as REFRESH_CHECK_S
+from node.refresh import RefreshLane
 from node.scp import Scp
 from node.settle import settle_due
 from node.spool import Spool
@@ -166,6 +168,8 @@ class Node:
         for destination in self.settings.destinations:
             lanes += self._lanes_towards(destination)
         lanes += [self._report_lane(requester) for requester in self.settings.requesters]
+        if self.settings.refresh.schedule:
+            lanes.append(self._refresh_lane())
         every_s = watchdog.feed_every_s() or HEALTH_CHECK_S
         orphans = Lane(
             "orphans",
@@ -203,6 +207,10 @@ class Node:
         name = f"report {requester.ae_title}"
         lane = ReportLane(self._means(name), requester, self.settings.listen.ae_title)
         return Lane(name, lane.run, DELIVER_CHECK_S, 3 * requester.timeout_s + PATIENCE_S)
+
+    def _refresh_lane(self) -> Lane:
+        lane = self._open.enter_context(RefreshLane(self.settings))
+        return Lane("refresh", lane.run, REFRESH_CHECK_S, REFRESH_CHECK_S + PATIENCE_S)
 
     def _step(self, lane: Lane) -> None:
         """One step of a lane; only a step that ended well is a sign of life."""
