@@ -23,7 +23,7 @@ class Orthanc:
     """An archive that routes every instance to the node at ``node_port``.
 
     ``syntaxes`` are the transfer syntaxes it accepts (all of DICOM's without); ``routes`` is False for one
-    that keeps what it stores to itself.
+    that keeps what it stores to itself; ``more`` are further settings by Orthanc's names.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class Orthanc:
         ports: tuple[int, int],
         syntaxes: tuple[str, ...],
         routes: bool = True,
+        **more: object,
     ) -> None:
         self.ae_title = "ORTHANC"
         self.port, self.http_port = ports
@@ -47,6 +48,7 @@ class Orthanc:
             "DicomModalities": {name: [ae, "127.0.0.1", node_port] for name, ae in KNOWN.items()},
             "ConcurrentJobs": 1, "DicomScuTimeout": 10, "SaveJobs": False,
         }  # fmt: skip
+        settings.update(more)
         if syntaxes:
             settings["AcceptedTransferSyntaxes"] = list(syntaxes)
         (folder / "orthanc.json").write_text(json.dumps(settings))
@@ -99,12 +101,13 @@ class Orthanc:
 
 @pytest.fixture
 def orthanc(tmp_path, free_port):
-    """Starts an Orthanc: ``orthanc(node_port, syntaxes, routes)``."""
+    """Starts an Orthanc: ``orthanc(node_port, syntaxes, routes)``, and settings of its own by their names."""
     started = []
 
-    def start(node_port, syntaxes=(), routes=True):
+    def start(node_port, syntaxes=(), routes=True, **more):
         ports = (free_port(), free_port())
-        started.append(Orthanc(tmp_path / f"orthanc{len(started)}", node_port, ports, syntaxes, routes))
+        folder = tmp_path / f"orthanc{len(started)}"
+        started.append(Orthanc(folder, node_port, ports, syntaxes, routes, **more))
         return started[-1]
 
     yield start
