@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from config.settings import Settings
 from node.models import SHIPPED, ModelStore
 from node.refresh import RefreshLane, read_verdict
+from node.service import Node
 
 START = datetime(2030, 3, 1, 1, 59, 50).astimezone()
 LEARNER = """
@@ -198,3 +199,11 @@ def test_a_verdict_counts_only_whole(tmp_path, text, bundle, found):
         (tmp_path / "bundle").mkdir()
     assert read_verdict(tmp_path) is found
     assert json.dumps(found) in {"true", "false", "null"}
+
+
+def test_a_node_has_the_lane_only_where_a_schedule_asks_for_it(quick_settings, tmp_path):
+    schedule = {"schedule": "0 2 31 2 *", "cases": tmp_path}
+    for refresh, expected in (({}, False), (schedule, True)):
+        with Node(quick_settings(refresh=refresh)) as node:
+            assert ("refresh" in node._pulses) is expected
+            assert node.problems() == []
