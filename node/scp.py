@@ -35,6 +35,7 @@ from pynetdicom.presentation import (
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from config.settings import ListenSettings, Settings
+from node.alarm import Alarm, Alert, AlertKind, nobody
 from node.commitment.hear import Commitments
 from node.commitment.wire import PUSH_MODEL, SYNTAXES
 from node.ledger import Ledger
@@ -114,7 +115,12 @@ class Scp:
     """
 
     def __init__(
-        self, settings: Settings, ledger: Ledger, spool: Spool, clock: Callable[[], float] = time.time
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        spool: Spool,
+        clock: Callable[[], float] = time.time,
+        alarm: Alarm = nobody,
     ) -> None:
         limit = settings.storage.max_instance_bytes
         self.commitments = Commitments(settings, ledger, clock)
@@ -125,6 +131,7 @@ class Scp:
             limit,
             self.commitments,
             Doorkeeper(settings.tls) if settings.listen.tls else None,
+            alarm,
         )
 
     def __enter__(self) -> Scp:
@@ -162,7 +169,9 @@ class Listener:
         max_instance_bytes: int,
         commitments: Commitments | None = None,
         doorkeeper: Doorkeeper | None = None,
+        alarm: Alarm = nobody,
     ) -> None:
+        self._alarm = alarm
         self.listen = listen
         self.max_instance_bytes = max_instance_bytes
         self._store = store
@@ -177,7 +186,7 @@ class Listener:
         ae = _application_entity(self.listen)
         handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._on_requested),
-            (evt.EVT_REJECTED, _on_rejected),
+            (evt.EVT_REJECTED, self._on_rejected),
             (evt.EVT_C_ECHO, _on_echo),
             (evt.EVT_C_STORE, self._on_store),
         ]
@@ -187,6 +196,7 @@ class Listener:
             handlers.append((evt.EVT_N_EVENT_REPORT, self._commitments.on_report))
             handlers.append((evt.EVT_N_ACTION, self._commitments.on_request))
         self._server = Server(ae, self.listen, contexts, handlers, self.max_instance_bytes, self._doorkeeper)
+        self._server.alarm = self._alarm
         threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="scp", daemon=True).start()
         log.info("listening", port=self.port)
 
@@ -227,9 +237,15 @@ class Listener:
             self._offer(assoc, self._allowed.roles(calling=calling, address=address))
             return
         log.warning("association refused", reason=rejection.words)
+        self._alarm(Alert(AlertKind.REFUSED, rejection.words, address, calling))
         assoc.acse.send_reject(rejection.result, rejection.source, rejection.reason)
         assoc.is_rejected = True
         assoc.kill()
+
+    def _on_rejected(self, event: evt.Event) -> None:
+        log.warning("association refused", reason="local limit exceeded")
+        peer = event.assoc.requestor
+        self._alarm(Alert(AlertKind.CROWDED, "local limit exceeded", peer.address, peer.ae_title))
 
     def _offer(self, assoc: Association, roles: frozenset[Role]) -> None:
         """Take away the contexts of what this peer may not do: it hears so before it sends anything."""
@@ -328,6 +344,7 @@ class Server(ThreadedAssociationServer):
         self.max_instance_bytes = max_instance_bytes
         self._guard = threading.Lock()
         self._waiting: set[Connection] = set()
+        self.alarm: Alarm = nobody
         super().__init__(
             ae,
             (listen.host, listen.port),
@@ -396,6 +413,7 @@ class Connection(RequestHandler):
         """
         if self.server.is_crowded(self.client_address[0]):
             log.warning("connection closed", reason="too many connections")
+            self._raise_alarm(AlertKind.CROWDED, "too many connections")
         elif self._is_welcome():
             self.request.settimeout(self.server.listen.network_timeout_s)
             super().handle()
@@ -414,6 +432,7 @@ class Connection(RequestHandler):
             doorkeeper = self.server.doorkeeper
             if (first == TLS_HANDSHAKE) != (doorkeeper is not None):
                 log.warning("connection closed", reason=WRONG_PORT[doorkeeper is not None])
+                self._raise_alarm(AlertKind.TLS, WRONG_PORT[doorkeeper is not None])
                 return False
             return doorkeeper is None or self._shake_hands(doorkeeper)
 
@@ -430,8 +449,12 @@ class Connection(RequestHandler):
             self.request = shake_hands(self.request, doorkeeper.context(), self.server.listen.acse_timeout_s)
         except OSError as error:
             log.warning("connection closed", reason=f"TLS: {words_of(error)}")
+            self._raise_alarm(AlertKind.TLS, words_of(error))
             return False
         return True
+
+    def _raise_alarm(self, kind: AlertKind, words: str) -> None:
+        self.server.alarm(Alert(kind, words, self.client_address[0]))
 
     def hang_up(self) -> None:
         """End the wait for a peer that has not asked for an association yet."""
@@ -440,7 +463,7 @@ class Connection(RequestHandler):
 
     def _create_association(self) -> Association:
         assoc = super()._create_association()
-        assoc.dimse = BoundedMessages(assoc, self.server.max_instance_bytes)
+        assoc.dimse = BoundedMessages(assoc, self.server.max_instance_bytes, self.server.alarm)
         assoc.dul.state_machine = UpperLayer(assoc.dul)
         taken_over = cast(AssociationSocket, assoc.dul.socket)
         assoc.dul.socket = BoundedSocket(taken_over, self.server.listen)
@@ -512,14 +535,17 @@ class UpperLayer(StateMachine):
 class BoundedMessages(DIMSEServiceProvider):
     """Ends the association of a peer whose message is too long, or who does not wait for answers."""
 
-    def __init__(self, assoc: Association, max_message_bytes: int) -> None:
+    def __init__(self, assoc: Association, max_message_bytes: int, alarm: Alarm) -> None:
         super().__init__(assoc)
+        self._alarm = alarm
         self._max_message_bytes = max_message_bytes + MAX_PDU_SLACK_BYTES
 
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Take the next fragment, or have the association aborted (Evt19: invalid PDU, PS3.8 9.2)."""
         if self._is_too_much():
             log.warning("association aborted", reason="more data than a message may have")
+            peer = self.assoc.requestor
+            self._alarm(Alert(AlertKind.TOO_LONG, "message too long", peer.address, peer.ae_title))
             self.message = None
             self.dul.event_queue.put("Evt19")
             return

@@ -44,6 +44,8 @@ from node.settle import settle_due
 from node.spool import Spool
 from node.states import State
 from node.supervisor import EXIT_CONFIG, Supervisor, is_gone
+from node.watch.post import FOLLOW_S, Watch
+from node.watch.signs import Signs, WorkerSign
 from node.watchdog import Pulse
 
 log = structlog.get_logger(__name__)
@@ -56,6 +58,9 @@ HEALTH_CHECK_S = 30.0
 """Seconds between two health checks where systemd asks for none."""
 PATIENCE_S = 60.0
 """Seconds a lane may be silent beyond what its own time-outs explain."""
+
+WATCH_LIMIT_S = 3600.0
+"""Seconds the log of moves and the audit may be busy: neither is worth a restart of the node."""
 
 
 class NodeRunning(NodeError):
@@ -120,11 +125,21 @@ class Node:
 
     def problems(self) -> list[str]:
         """What is wrong with the node now: lanes that are stuck, workers nobody watches, a deaf listener."""
-        found = [f"lane {name} is stuck" for name in watchdog.stuck(self._pulses, time.monotonic())]
-        found += ["a worker is not supervised" for keeper in self._supervisors if not keeper.is_alive]
-        if not watchdog.answers(self.settings.listen, self.port, self.settings.tls):
-            found.append("the listener does not answer")
-        return found
+        answer = [] if self.watch.answers() else ["the listener does not answer"]
+        return self.signs().ailments() + answer
+
+    def signs(self) -> Signs:
+        """What the node knows of itself now."""
+        stuck = watchdog.stuck(self._pulses, time.monotonic())
+        return Signs(
+            lanes={name: name not in stuck for name in self._pulses},
+            workers=tuple(
+                WorkerSign(keeper.is_alive, keeper.pid is not None, keeper.is_ready)
+                for keeper in self._supervisors
+            ),
+            open_associations=self.scp.open_associations,
+            has_room=self.spool.has_room_for_new(),
+        )
 
     def _start(self) -> None:
         storage = self.settings.storage
@@ -133,13 +148,19 @@ class Node:
         self.spool.sweep()
         self.ledger = self._open.enter_context(Ledger(storage.data_dir / LEDGER_FILE))
         self._free_orphans()
+        self.watch = self._open.enter_context(Watch(self.settings, self.ledger, self.signs, self._answers))
         self._start_workers()
         self._start_listening()
         self.ledger.close_committed(self.scp.commitments.required, time.time())
         self._start_clock()
+        self.watch.serve()
+
+    def _answers(self) -> bool:
+        return watchdog.answers(self.settings.listen, self.port, self.settings.tls)
 
     def _start_listening(self) -> None:
-        self.scp = self._open.enter_context(Scp(self.settings, self.ledger, self.spool))
+        scp = Scp(self.settings, self.ledger, self.spool, alarm=self.watch.alarm)
+        self.scp = self._open.enter_context(scp)
         self._listening_since = time.monotonic()
 
     def _start_workers(self) -> None:
@@ -170,6 +191,7 @@ class Node:
         lanes += [self._report_lane(requester) for requester in self.settings.requesters]
         if self.settings.refresh.schedule:
             lanes.append(self._refresh_lane())
+        lanes += [Lane(name, step, FOLLOW_S, WATCH_LIMIT_S) for name, step in self.watch.steps()]
         every_s = watchdog.feed_every_s() or HEALTH_CHECK_S
         orphans = Lane(
             "orphans",

@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
@@ -23,6 +24,9 @@ log = structlog.get_logger(__name__)
 
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h: settings or bundle are wrong, so starting again cannot help."""
+
+READY_FD = "S2NODE_READY_FD"
+"""The variable with the number of the pipe on which a worker says, by a byte, that its models are loaded."""
 
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 60.0
@@ -89,6 +93,7 @@ class Supervisor:
         self._command = command
         self._stopping = Event()
         self._child: subprocess.Popen[bytes] | None = None
+        self._is_ready = False
         # Linux ends the child with the thread that started it: this thread lives as long as the child.
         self._thread = Thread(target=self._run, name="supervisor", daemon=True)
 
@@ -115,6 +120,11 @@ class Supervisor:
         child = self._child
         return child.pid if child is not None and child.poll() is None else None
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the worker runs and has its models loaded."""
+        return self.pid is not None and self._is_ready
+
     def _run(self) -> None:
         deaths = 0
         while not self._stopping.is_set():
@@ -132,15 +142,20 @@ class Supervisor:
 
     def _live_once(self) -> int:
         """Run one worker to its end, whatever ends it; returns its exit code (negative: the signal)."""
-        with subprocess.Popen(self._command, stdin=subprocess.PIPE) as child:
-            self._child = child
-            owner = owner_name(child.pid)
-            self._hand_over(child)
-            while child.poll() is None and not self._stopping.wait(POLL_S):
-                pass
-            if child.poll() is None:
-                child.terminate()
-            code = child.wait()
+        self._is_ready = False
+        with _pipe() as (hears, tells):
+            environ = {**os.environ, READY_FD: str(tells)}
+            with subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, pass_fds=[tells], env=environ
+            ) as child:
+                self._child = child
+                owner = owner_name(child.pid)
+                self._hand_over(child)
+                while child.poll() is None and not self._stopping.wait(POLL_S):
+                    self._is_ready = self._is_ready or _has_spoken(hears)
+                if child.poll() is None:
+                    child.terminate()
+                code = child.wait()
         self._on_death(owner)
         return code
 
@@ -152,3 +167,31 @@ class Supervisor:
             child.stdin.flush()
         except BrokenPipeError:
             log.warning("worker ended before it had its settings")
+
+
+@contextmanager
+def _pipe() -> Iterator[tuple[int, int]]:
+    """The two ends of a pipe, the first one read without waiting."""
+    ends = os.pipe()
+    os.set_blocking(ends[0], False)
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+def _has_spoken(hears: int) -> bool:
+    """Whether anything came through the pipe."""
+    try:
+        return bool(os.read(hears, 1))
+    except BlockingIOError:
+        return False
+
+
+def say_ready(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Called by a worker whose models are loaded; nothing where nobody wants to know."""
+    end = environ.pop(READY_FD, "")
+    if end:
+        os.write(int(end), b"1")
+        os.close(int(end))

@@ -38,7 +38,7 @@ from node.models import ModelStore
 from node.outputs.encoding import to_bytes
 from node.spool import Spool
 from node.states import State
-from node.supervisor import EXIT_CONFIG, owner_name
+from node.supervisor import EXIT_CONFIG, owner_name, say_ready
 
 log = structlog.get_logger("node.worker")  # not __name__: the process runs this module as __main__
 
@@ -314,6 +314,7 @@ def serve(settings: Settings, stopping: Event) -> int:
     except (BundleInvalid, ProviderMissing) as error:
         log.error("models cannot run", reason=str(error))  # noqa: TRY400 (no traceback for a configuration)
         return EXIT_CONFIG
+    say_ready()
     with Ledger(root / LEDGER_FILE) as ledger:
         Worker(settings, ledger, Spool(root), engines, owner_name(os.getpid()), stopping).run()
     return 0

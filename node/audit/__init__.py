@@ -5,7 +5,7 @@
     ledger's events ──> account   what an auditor has to know of it
     alerts of the SCP ─> alarms   the same peer once a minute, so that nobody fills the disk with it
                          message  XML as the standard's schema wants it
-                         trail    a file for each day's work, and a folder of what waits for the repository
+                         trail    a file that rotates, and a folder of what waits for the repository
                          syslog   RFC 5424 over RFC 5425
 
 Here, and nowhere else, a patient is named: never log, measure or raise what is in a message. An audit that

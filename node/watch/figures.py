@@ -84,6 +84,13 @@ class Figures(Collector):
             "s2node_deliveries_refused", words, ["destination"], by_name(all_of(names, found.refused))
         )
         yield self._answers(found.answers)
+        breakers = {each.breaker.destination: each.breaker for each in self._ledger.destinations(names)}
+        left_alone = {name: breaker.opened_at is not None for name, breaker in breakers.items()}
+        words = "Whether a destination is left alone but for a probe."
+        yield gauge("s2node_breaker_open", words, ["destination"], by_name(left_alone))
+        failures = {name: breaker.failures for name, breaker in breakers.items()}
+        words = "Failures of a destination in a row."
+        yield gauge("s2node_destination_failures", words, ["destination"], by_name(failures))
         words = "What was counted since the ledger was made."
         yield counter("s2node_counted", words, ["what"], by_name(self._ledger.counters()))
 

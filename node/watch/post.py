@@ -15,6 +15,7 @@ from config.settings import Settings, is_loopback
 from node.alarm import Alert, AlertKind
 from node.audit.auditor import Auditor
 from node.ledger import Ledger
+from node.peers import REJECTIONS
 from node.watch.chronicle import Chronicle
 from node.watch.figures import Figures
 from node.watch.follow import Follower
@@ -105,7 +106,8 @@ class Watch:
             self._auditor.alarm(alert)
 
     def _is_our_own(self, alert: Alert) -> bool:
-        """Our calls come from this machine, which the lists need not name."""
+        """Our calls come from this machine, whose address and certificate need not be let in."""
         from_here = is_loopback(alert.address) or alert.address == self._settings.listen.host
         lately = time.monotonic() - self._called_at < OWN_CALL_S
-        return from_here and lately and alert.kind in (AlertKind.REFUSED, AlertKind.TLS)
+        of_that_kind = alert.kind is AlertKind.TLS or alert.words == REJECTIONS["address"].words
+        return from_here and lately and of_that_kind

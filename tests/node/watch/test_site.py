@@ -151,7 +151,7 @@ def test_figures_count_what_there_is_and_name_nobody(
     assert found["s2node_disk_free_bytes",] > 0
     assert found["s2node_open_associations",] == 3
     assert found["s2node_lane_up", "settle"] == found["s2node_worker_ready", "0"] == 1
-    assert found["s2node_deliveries_waiting", "pacs"] == 0
+    assert found["s2node_deliveries_waiting", "pacs"] == found["s2node_breaker_open", "pacs"] == 0
     models = [key[2:] for key in found if key[0] == "s2node_model_info"]
     assert sorted(models) == [("gain-arterial-1.0.0", "arterial"), ("gain-venous-1.0.0", "venous")]
     assert "2.25." not in text and "CT1" not in text
