@@ -114,7 +114,7 @@ def rebuild(bundle: Bundle) -> Model:
     found = {name: _weights(bundle, name) for name in ("encoder", "denoiser", "decoder")}
     autoencoder = SyncreticAutoencoder(config.autoencoder)
     _fill(bundle, autoencoder, found["encoder"] | found["decoder"], "autoencoder.")
-    denoiser = Denoiser(config.diffusion, config.autoencoder, bundle.manifest.phase)
+    denoiser = Denoiser(config, bundle.manifest.phase)
     _fill(bundle, denoiser, found["denoiser"], "")
     assert bundle.manifest.latent is not None
     return Model(config, autoencoder.eval(), denoiser.eval(), bundle.manifest.latent.scale, {})

@@ -157,6 +157,6 @@ def build_autoencoder(config: TrainConfig, weights: Mapping[str, Tensor]) -> Syn
 def build_denoiser(config: TrainConfig, weights: Mapping[str, Tensor]) -> Denoiser:
     """Stage 2's network with ``weights``; strict."""
     phase = None if config.data.phase == "both" else config.data.phase
-    denoiser = Denoiser(config.diffusion, config.autoencoder, phase)
+    denoiser = Denoiser(config, phase)
     denoiser.load_state_dict(weights)
     return denoiser.requires_grad_(False).eval()

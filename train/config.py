@@ -261,6 +261,8 @@ class DiffusionConfig(Frozen):
     source_condition: Literal["none", "cells"] = "cells"
     """none: the network sees z_t and E_n, the paper. cells: also x_n, a channel for every voxel of a latent
     cell: E_n is made to resemble E_c, which knows no anatomy once the decoder has it from the source."""
+    soft_window_hu: tuple[float, float] | None = None
+    """cells: x_n is seen in this narrow window besides, where 10 HU between vein and liver are not lost."""
     phase_condition: bool = False
     """The network is told the phase (MONAI's class embedding), so that one serves both."""
     encoded_crops: int = Field(default=0, ge=0)
@@ -327,7 +329,7 @@ class RecordConfig(Frozen):
 
 UNFELT: dict[str, Any] = {"loop": {"recompute"}}
 """Keys of a stage's section that no number depends on."""
-LATER = ("encoded_crops", "phase_condition", "perceptual")
+LATER = ("encoded_crops", "soft_window_hu", "phase_condition", "perceptual")
 """Keys of a stage's section that came after the first checkpoints: digests know them once they are set."""
 
 
@@ -392,6 +394,24 @@ class TrainConfig(RunConfig):
     def is_told_the_phase(self) -> bool:
         """With ``phase_condition``."""
         return self.diffusion.phase_condition
+
+    @property
+    def soft_window(self) -> tuple[float, float] | None:
+        """``diffusion.soft_window_hu`` in the units of x_n, where ``data.window_hu`` is [-1, 1]."""
+        if self.diffusion.soft_window_hu is None:
+            return None
+        low, high = self.data.window_hu
+        bottom, top = (2 * (hu - low) / (high - low) - 1 for hu in self.diffusion.soft_window_hu)
+        return bottom, top
+
+    @model_validator(mode="after")
+    def _soft_window_is_inside(self) -> TrainConfig:
+        if self.soft_window and not -1 <= self.soft_window[0] < self.soft_window[1] <= 1:
+            raise ValueError(
+                f"diffusion.soft_window_hu {self.diffusion.soft_window_hu} must rise and lie inside"
+                f" data.window_hu {self.data.window_hu}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _crop_fits(self) -> TrainConfig:

@@ -60,7 +60,7 @@ def training(config: TrainConfig) -> DiffusionTraining:
     """Stage 2 on an autoencoder that has learnt nothing."""
     fabric = loop.start(config.diffusion.loop)
     frozen = freeze(SyncreticAutoencoder(config.autoencoder))
-    denoiser = Denoiser(config.diffusion, config.autoencoder)
+    denoiser = Denoiser(config)
     ema = torch.optim.swa_utils.AveragedModel(denoiser)
     denoiser, optimiser = fabric.setup(denoiser, torch.optim.AdamW(denoiser.parameters(), lr=1e-2))
     return DiffusionTraining(config, fabric, denoiser, ema, optimiser, frozen, 1.0, {}, Path())

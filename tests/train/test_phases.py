@@ -70,7 +70,7 @@ def test_crops_of_both_phases_come_with_their_phase(both: TrainConfig, checkpoin
 
 def test_the_answer_depends_on_the_phase_that_is_told(both: TrainConfig, checkpoint: Path) -> None:
     weights = ckpt.averaged(ckpt.load(checkpoint).states["ema"])
-    told, venous = (Denoiser(both.diffusion, both.autoencoder, phase) for phase in (None, "venous"))
+    told, venous = (Denoiser(both, phase) for phase in (None, "venous"))
     for denoiser in (told, venous):
         denoiser.load_state_dict(weights)
         denoiser.eval()

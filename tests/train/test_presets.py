@@ -19,7 +19,7 @@ def counted(config: TrainConfig) -> dict[str, tuple[float, float]]:
     """(million parameters, TFLOP for one crop, a multiply-add being two) of the three parts."""
     with torch.device("meta"):
         autoencoder = SyncreticAutoencoder(config.autoencoder).eval()
-        denoiser = Denoiser(config.diffusion, config.autoencoder).eval()
+        denoiser = Denoiser(config).eval()
         x = torch.empty(1, 1, *config.data.crop)
         latent = autoencoder.encode(x)
         calls = {

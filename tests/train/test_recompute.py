@@ -35,7 +35,7 @@ def test_less_is_kept_and_the_gradients_are_the_same(tiny: TrainConfig, part: st
         plain, inputs = SyncreticAutoencoder(tiny.autoencoder).eval(), (X_N, X_C)
         torch.nn.init.normal_(plain.exit.last.weight)
     else:
-        plain, inputs = Denoiser(tiny.diffusion, tiny.autoencoder), (LATENT, LATENT, torch.tensor([0.5]), X_N)
+        plain, inputs = Denoiser(tiny), (LATENT, LATENT, torch.tensor([0.5]), X_N)
         torch.nn.init.normal_(plain.unet.out[2].conv.weight)
     thrifty = copy.deepcopy(plain)
     names = ("encoder", "decoder") if part == "autoencoder" else ("down_blocks", "up_blocks")

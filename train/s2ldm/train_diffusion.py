@@ -59,7 +59,7 @@ def assemble(
 ) -> DiffusionTraining:
     """The frozen stage 1, the denoiser, its average and its optimiser."""
     this, o = config.diffusion, config.diffusion.optimiser
-    denoiser = Denoiser(this, config.autoencoder).to(memory_format=torch.channels_last_3d)
+    denoiser = Denoiser(config).to(memory_format=torch.channels_last_3d)
     optimiser = AdamW(denoiser.parameters(), lr=o.lr, betas=o.betas, weight_decay=o.weight_decay)
     ema = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(this.loop.ema))
     if this.loop.recompute:

@@ -57,7 +57,7 @@ class LatentTranslator(nn.Module):
 
     def __init__(self, config: TrainConfig, scale: float) -> None:
         super().__init__()
-        self.denoiser = Denoiser(config.diffusion, config.autoencoder)
+        self.denoiser = Denoiser(config)
         self.autoencoder = SyncreticAutoencoder(config.autoencoder)
         self.steps, self.scale = config.diffusion.sampler.steps, scale
         self.autoencoder.encoder.requires_grad_(False)
