@@ -24,6 +24,7 @@ from node.errors import NodeError
 from node.ledger import LEDGER_FILE
 from node.ledger.schema import MIGRATIONS, version_of
 from node.models import ModelStore
+from node.refresh import lacking
 from node.worker import policy_of
 
 
@@ -199,12 +200,21 @@ def _reading(settings: Settings) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=10)
 
 
+def _refresh(settings: Settings, _now: float) -> Found:
+    schedule = settings.refresh.schedule
+    wrong = list(lacking(settings)) if schedule else []
+    yield from ((Level.WARNING, what, cure) for what, cure in wrong)
+    if not wrong:
+        yield Level.OK, f"at {schedule}" if schedule else "off", ""
+
+
 Check = Callable[[Settings, float], Found]
 CHECKS: Mapping[str, Check] = {
     "disk": _disk,
     "ledger": _ledger,
     "clock": _clock,
     "models": _models,
+    "refresh": _refresh,
     "provider": _provider,
     "certificates": _certificates,
     "listener": _listener,
@@ -217,6 +227,7 @@ CURES: Mapping[str, str] = {
     "ledger": "start the node once, or name the --config it runs with; else restore storage.data_dir",
     "clock": "switch on time synchronisation: timedatectl set-ntp true",
     "models": "s2node models rollback PHASE, or activate a whole bundle",
+    "refresh": "s2node models verify, and the permissions of refresh.cases",
     "provider": "install what engine.provider asks for, or choose another one",
     "certificates": "name PEM files that its user may read, and a key without a pass phrase",
     "listener": "systemctl status s2node; journalctl -u s2node -n 50",

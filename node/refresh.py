@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
@@ -23,6 +24,7 @@ import structlog
 from apscheduler.triggers.cron import CronTrigger  # type: ignore[import-untyped]
 
 from config.settings import Settings
+from engine.bundle import read_bundle
 from node.flow import Failure, attempt
 from node.models import ModelStore
 
@@ -163,6 +165,24 @@ class RefreshLane:
             log.info("refreshed model was exported", activated=self._settings.refresh.activate, **facts)
             if self._settings.refresh.activate:
                 self._models.activate(started.out / "bundle")
+
+
+def lacking(settings: Settings, module: str = "torch") -> Iterator[tuple[str, str]]:
+    """What a refresh would fail for, and what to do; ``module`` is what the extra `train` brings."""
+    if find_spec(module) is None:
+        yield "the extra train is not installed", "pip install 's2node[train]'"
+    listed = Path(settings.refresh.cases) / "pairs.tsv"
+    if not listed.is_file():
+        yield f"no pairs at {listed}", "s2node train prepare CASES PAIRS, and name PAIRS in refresh.cases"
+    active = ModelStore(settings).active()
+    for phase in settings.refresh.phases:
+        if phase not in active:
+            yield f"no {phase} model is active", "s2node models activate, or leave it out of refresh.phases"
+        elif "checkpoint_sha256" not in read_bundle(active[phase]).manifest.run:
+            yield (
+                f"the active {phase} model does not say which checkpoint it was exported from",
+                "s2node export CHECKPOINT FOLDER with this version, and activate that",
+            )
 
 
 def read_verdict(out: Path) -> bool | None:

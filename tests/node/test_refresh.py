@@ -10,8 +10,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from config.settings import Settings
+from engine.bundle import read_bundle, write_manifest
+from node.doctor import check
 from node.models import SHIPPED, ModelStore
-from node.refresh import RefreshLane, read_verdict
+from node.refresh import RefreshLane, lacking, read_verdict
 from node.service import Node
 
 START = datetime(2030, 3, 1, 1, 59, 50).astimezone()
@@ -207,3 +209,30 @@ def test_a_node_has_the_lane_only_where_a_schedule_asks_for_it(quick_settings, t
         with Node(quick_settings(refresh=refresh)) as node:
             assert ("refresh" in node._pulses) is expected
             assert node.problems() == []
+
+
+def test_the_doctor_says_what_a_refresh_would_fail_for(tmp_path):
+    shipped = read_bundle(SHIPPED / "venous")
+    named, unnamed = ({"checkpoint_sha256": "0" * 64}, {})
+    for run, folder in ((named, tmp_path / "named"), (unnamed, tmp_path / "unnamed")):
+        folder.mkdir()
+        for name in shipped.manifest.files:
+            (folder / name).write_bytes((SHIPPED / "venous" / name).read_bytes())
+        write_manifest(folder, shipped.manifest.model_copy(update={"run": run}))
+    refresh = {"schedule": "0 2 1 * *", "cases": tmp_path / "pairs", "phases": ["venous"]}
+    settings = Settings(storage={"data_dir": tmp_path / "data"}, refresh=refresh)
+    ModelStore(settings).activate(tmp_path / "unnamed")
+    words = [what for what, cure in lacking(settings, "no_such_module") if cure]
+    assert words[0] == "the extra train is not installed"
+    assert words[1].startswith("no pairs at ")
+    assert words[2].startswith("the active venous model does not say")
+    assert {finding.level for finding in check("refresh", settings, 0.0)} == {"WARNING"}
+    ModelStore(settings).activate(tmp_path / "named")
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "pairs.tsv").touch()
+    assert list(lacking(settings, "json")) == []
+    both = settings.model_copy(
+        update={"refresh": settings.refresh.model_copy(update={"phases": ("portal",)})}
+    )
+    assert [what for what, _ in lacking(both, "json")] == ["no portal model is active"]
+    assert [finding.what for finding in check("refresh", Settings(), 0.0)] == ["off"]

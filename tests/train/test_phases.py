@@ -26,6 +26,7 @@ from train.config import PHASES, TrainConfig, load_config
 from train.data import data_digest, training_pairs
 from train.pix2pix.config import Pix2PixConfig
 from train.s2ldm.denoiser import Denoiser
+from train.s2ldm.go_on import go_on_with_diffusion
 from train.s2ldm.train_autoencoder import train_autoencoder
 from train.s2ldm.train_diffusion import train_diffusion
 
@@ -107,6 +108,18 @@ def test_the_networks_of_a_phases_bundle_can_be_read_back(bundles: dict[str, Pat
     inputs = model.inputs()["denoiser"]
     with torch.no_grad():
         assert torch.isfinite(model.denoiser(**inputs)).all()
+
+
+def test_one_phase_of_it_learns_on(both: TrainConfig, checkpoint: Path, tmp_path: Path) -> None:
+    start = ckpt.load(checkpoint)
+    one = both.with_phase("arterial")
+    section = one.diffusion.model_dump() | {"optimiser": {"lr": 1e-12}, "encoded_crops": 0}
+    still = TrainConfig.model_validate(one.model_dump() | {"diffusion": section})
+    after = ckpt.load(go_on_with_diffusion(still, start, tmp_path / "on", checkpoint.parents[1] / "cache"))
+    assert after.states["scale"] == start.states["scale"]
+    assert after.config != start.config
+    for name, weight in ckpt.averaged(start.states["ema"]).items():
+        assert torch.allclose(weight, ckpt.averaged(after.states["ema"])[name], atol=1e-2), name
 
 
 def test_the_export_of_a_model_for_both_has_to_name_one(
