@@ -105,7 +105,8 @@ class DeliverLane:
         failures = 1 + self.failures_of(job)
         delay_s = self.means.delay_s(failures)
         self.rest.begin(delay_s)
-        if failure.disposition.action is Action.RETRY and failures < self.means.retry.max_attempts:
+        action = failure.disposition.action
+        if action is Action.WAIT or (action is Action.RETRY and failures < self.means.retry.max_attempts):
             ledger.postpone(job.id, self.destination.name, now + delay_s, failure.reason, now)
             self.tell("delivery put off", job, reason=failure.reason, delay_s=round(delay_s, 1))
             return

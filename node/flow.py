@@ -21,6 +21,7 @@ Errors carry facts. Nobody who raises one decides what follows: :data:`DISPOSITI
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -44,6 +45,8 @@ class Action(StrEnum):
     """The series is not ours: REJECTED, final."""
     RETRY = "RETRY"
     """It may pass: again later, and PARKED after the last attempt."""
+    WAIT = "WAIT"
+    """It passes when the machine is well again: again later, however often, and no attempt is counted."""
     PARK = "PARK"
     """A person is needed: PARKED until `s2node jobs retry`."""
 
@@ -61,8 +64,11 @@ DISPOSITIONS: dict[type[Exception], Disposition] = {
     VolumeUnsupported: Disposition(Action.REJECT, "VOLUME-UNSUPPORTED"),
     SynthesisFailed: Disposition(Action.RETRY, "SYNTHESIS-FAILED"),
     MemoryError: Disposition(Action.RETRY, "OUT-OF-MEMORY"),
-    OSError: Disposition(Action.RETRY, "DISK"),
-    SpoolFull: Disposition(Action.RETRY, "DISK"),
+    FileNotFoundError: Disposition(Action.RETRY, "DISK"),
+    PermissionError: Disposition(Action.RETRY, "DISK"),
+    OSError: Disposition(Action.WAIT, "DISK"),
+    SpoolFull: Disposition(Action.WAIT, "DISK"),
+    sqlite3.OperationalError: Disposition(Action.WAIT, "DISK"),
     BundleInvalid: Disposition(Action.PARK, "BUNDLE-INVALID"),
     ProviderMissing: Disposition(Action.PARK, "PROVIDER-MISSING"),
     DestinationUnreachable: Disposition(Action.RETRY, "DELIVERY-REFUSED"),
@@ -80,7 +86,7 @@ WORKER_DIED = Disposition(Action.PARK, "WORKER-DIED")
 PARK_CODES: dict[str, str] = {
     "SYNTHESIS-FAILED": "the runtime failed while computing, at every attempt",
     "OUT-OF-MEMORY": "the series did not fit into memory, at every attempt",
-    "DISK": "files could not be read or written, at every attempt: full, read-only or failing disk",
+    "DISK": "files are missing or may not be read or written, at every attempt",
     "BUNDLE-INVALID": "the active model bundle is damaged or of a kind this node does not know",
     "PROVIDER-MISSING": "the execution provider that the settings ask for is not there",
     "DELIVERY-REFUSED": "a destination said no for good, or did not answer at any attempt: the reason says",
@@ -139,6 +145,8 @@ def failure_of(error: Exception) -> Failure:
         return Failure(disposition, str(error), trace)
     if isinstance(error, OSError) and error.strerror:
         return Failure(disposition, error.strerror, trace)
+    if isinstance(error, sqlite3.OperationalError):
+        return Failure(disposition, f"the ledger: {error}", trace)
     return Failure(disposition, trace, trace)
 
 

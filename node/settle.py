@@ -98,6 +98,9 @@ def _step(ledger: Ledger, job: Job, step: Callable[[], None], now: float) -> Non
     if not isinstance(outcome, Failure):
         return
     code = outcome.disposition.code
+    if outcome.disposition.action is Action.WAIT:
+        log.warning("series not judged yet", job=job.id, code=code, reason=outcome.reason)
+        return
     state = State.REJECTED if outcome.disposition.action is Action.REJECT else State.PARKED
     with suppress(MoveRefused):  # a late slice superseded the job meanwhile
         ledger.move(job.id, state, now, code, outcome.reason)

@@ -231,14 +231,21 @@ class Worker:
         if action is Action.REJECT:
             self.ledger.move(job.id, State.REJECTED, self.clock(), code, failure.reason)
             log.info("job rejected", job=job.id, code=code)
-        elif action is Action.RETRY and job.attempt < self.settings.worker.max_attempts:
-            now = self.clock()
-            delay_s = retry_delay_s(job.attempt, self.settings.retry, self.rng)
-            self.ledger.release(job.id, self.owner, now, now + delay_s, failure.reason)
-            log.warning("job put off", job=job.id, code=code, delay_s=round(delay_s, 1), trace=failure.trace)
+        elif action is Action.WAIT or (
+            action is Action.RETRY and job.attempt < self.settings.worker.max_attempts
+        ):
+            self.put_off(job, failure)
         else:
             self.give_up(job, failure.disposition, failure.reason)
             log.error("job parked", job=job.id, code=code, trace=failure.trace)
+
+    def put_off(self, job: Job, failure: Failure) -> None:
+        """Later again; what only waits for the machine counts as no attempt."""
+        now, delay_s = self.clock(), retry_delay_s(job.attempt, self.settings.retry, self.rng)
+        counted = failure.disposition.action is not Action.WAIT
+        self.ledger.release(job.id, self.owner, now, now + delay_s, failure.reason, counted=counted)
+        code = failure.disposition.code
+        log.warning("job put off", job=job.id, code=code, delay_s=round(delay_s, 1), trace=failure.trace)
 
     def give_up(self, job: Job, disposition: Disposition, reason: str) -> None:
         """PARKED: a person is needed."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -237,3 +238,44 @@ def rig() -> SimpleNamespace:
         undisturbed=undisturbed,
         LEDGER_FILE=LEDGER_FILE,
     )
+
+
+def lacking(reason: str) -> None:
+    """Skip, or fail where the machine is meant to have everything."""
+    (pytest.fail if os.environ.get("S2NODE_REQUIRE_PEERS") == "1" else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[str, str]]:
+    """``shim(root)``: the environment of a process whose disk below ``root`` and whose clock are ours.
+
+    The file that S2NODE_FAULT names is the block of struct fault in fault.c.
+    """
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        lacking("needs a C compiler (Debian packages gcc and libc6-dev)")
+    assert compiler is not None
+    folder = tmp_path_factory.mktemp("shim")
+    library, source = folder / "fault.so", Path(__file__).parent / "fault.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", library, source, "-ldl"], check=True)
+
+    def environment(root: Path) -> dict[str, str]:
+        block = folder / f"{len(list(folder.iterdir()))}.block"
+        block.write_bytes(bytes(4096))
+        return {"LD_PRELOAD": str(library), "S2NODE_FAULT": str(block), "S2NODE_FAULT_ROOT": str(root)}
+
+    return environment
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 24 MiB of its own: a tmpfs."""
+    folder = tmp_path / "small-disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("may not mount a tmpfs here: not root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -1,3 +1,4 @@
+import sqlite3
 from pathlib import Path
 from random import Random
 
@@ -23,6 +24,7 @@ from node.flow import (
     disposition_of,
     retry_delay_s,
 )
+from node.spool import SpoolFull
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,9 @@ from node.flow import (
         (SynthesisFailed("out of device memory"), Action.RETRY, "SYNTHESIS-FAILED"),
         (MemoryError(), Action.RETRY, "OUT-OF-MEMORY"),
         (FileNotFoundError(2, "No such file"), Action.RETRY, "DISK"),
+        (OSError(28, "No space left on device"), Action.WAIT, "DISK"),
+        (SpoolFull("no room"), Action.WAIT, "DISK"),
+        (sqlite3.OperationalError("disk I/O error"), Action.WAIT, "DISK"),
         (BundleInvalid(Path("b"), "digest differs"), Action.PARK, "BUNDLE-INVALID"),
         (ProviderMissing("cuda", ("cpu",), "install it"), Action.PARK, "PROVIDER-MISSING"),
         (DestinationUnreachable("nobody answered"), Action.RETRY, "DELIVERY-REFUSED"),
@@ -50,6 +55,13 @@ def test_every_code_a_job_can_stop_with_is_explained():
     for kind, disposition in DISPOSITIONS.items():
         known = REJECTION_CODES if disposition.action is Action.REJECT else PARK_CODES
         assert disposition.code in known or kind is SeriesRejected
+
+
+def test_a_ledger_that_cannot_be_written_says_so_in_words():
+    def step():
+        raise sqlite3.OperationalError("database or disk is full")
+
+    assert attempt(step).reason == "the ledger: database or disk is full"
 
 
 def test_a_step_that_ends_well_hands_its_value_on():

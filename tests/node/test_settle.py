@@ -168,6 +168,22 @@ def test_files_that_are_no_dicom_are_rejected_and_missing_ones_park_and_nobody_e
     assert [ledger.job(job.id).state for job in jobs] == [job.state for job in found]
 
 
+def test_a_series_whose_files_cannot_be_read_for_the_moment_is_judged_later(
+    ledger: Ledger, settings: Settings, kit: Any
+) -> None:
+    paths = kit.files()
+    job = receive(ledger, paths)
+    content = paths[0].read_bytes()
+    paths[0].unlink()
+    paths[0].mkdir()  # reading it is an error of the disk, and no missing file
+    settle_due(ledger, settings, RECEIVED_AT + 31)
+    assert ledger.job(job.id).state is State.RECEIVING
+    paths[0].rmdir()
+    paths[0].write_bytes(content)
+    settle_due(ledger, settings, RECEIVED_AT + 32)
+    assert ledger.job(job.id).state is State.READY
+
+
 def test_a_parked_series_is_settled_again_after_a_retry(ledger: Ledger, settings: Settings, kit: Any) -> None:
     paths = kit.files()
     job = receive(ledger, paths)

@@ -138,6 +138,23 @@ def test_a_failed_synthesis_is_tried_again_and_at_last_parked(bench, new_series,
     assert (job.state, job.code, job.reason) == (State.PARKED, "SYNTHESIS-FAILED", "out of device memory")
 
 
+def test_a_job_waits_for_the_disk_however_often_it_fails(bench, new_series):
+    job_id = bench.ready(new_series(1))
+    outbox = bench.spool.root / "outbox"
+    outbox.rmdir()
+    outbox.write_bytes(b"in the way")
+    for _ in range(5):
+        bench.now += 3600
+        assert bench.worker.work_once()
+        job = bench.ledger.job(job_id)
+        assert (job.state, job.owner, job.attempt) == (State.READY, None, 0)
+        assert bench.now < job.not_before < bench.now + 60
+    outbox.unlink()
+    bench.now += 3600
+    assert bench.worker.work_once()
+    assert bench.ledger.job(job_id).state is State.BUILT
+
+
 def test_a_bug_parks_the_job_with_its_place_and_without_its_message(bench, new_series, monkeypatch):
     failing(monkeypatch, KeyError("DOE^JANE"))
     job_id = bench.ready(new_series(1))

@@ -1,0 +1,274 @@
+"""The process whose disk fails: run by test_disk.py with fault.so loaded, says what it counted as JSON.
+
+    python failing_disk.py receive|work FOLDER STEP < settings
+
+``receive`` hands instances to the product's own receiver and lets every call that changes a file fail once,
+or fail from then on, with each error; ``work`` does the same to the worker and to a folder destination.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import mmap
+import os
+import sqlite3
+import struct
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from threading import Event
+from typing import Any
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom.dsutils import encode
+
+from config.settings import Settings
+from engine.session import SessionPolicy
+from node.destinations import folder as folder_destination
+from node.ledger import LEDGER_FILE, Ledger
+from node.models import ModelStore
+from node.receive import SUCCESS, Arrival, Receiver
+from node.settle import settle_due
+from node.spool import Spool
+from node.states import State
+from node.worker import Engines, Worker
+
+ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
+EVERY_CHANGE = 1 | 2 | 4 | 8 | 16 | 32
+"""Open for writing, write, sync, name, make a folder, cut; not remove."""
+MOST_CALLS = 400
+
+
+class Fault:
+    """The block that fault.so reads: see struct fault there."""
+
+    LAYOUT = struct.Struct("7q256s")
+
+    def __init__(self) -> None:
+        with Path(os.environ["S2NODE_FAULT"]).open("r+b") as file:
+            self._block = mmap.mmap(file.fileno(), self.LAYOUT.size)
+
+    @contextmanager
+    def at(self, number: int, error: int, *, lasting: bool) -> Iterator[None]:
+        """The ``number``-th change below the root fails, and all later ones with ``lasting``."""
+        self.LAYOUT.pack_into(self._block, 0, EVERY_CHANGE, number, error, lasting, 0, 0, 0, b"")
+        try:
+            yield
+        finally:
+            self._block[:8] = bytes(8)
+
+    @property
+    def hits(self) -> int:
+        return int(self.LAYOUT.unpack_from(self._block)[5])
+
+    @property
+    def first(self) -> str:
+        """The call that failed first, and on what kind of file."""
+        return self.LAYOUT.unpack_from(self._block)[7].partition(b"\0")[0].decode()
+
+
+@dataclass
+class Tally:
+    """What came of the faults, and what must not have."""
+
+    struck: Counter[str]
+    refused: int = 0
+    kept_all_the_same: int = 0
+    false_success: int = 0
+    needed_a_person: int = 0
+    not_recovered: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "struck": dict(self.struck)}
+
+
+def kind_of(first: str) -> str:
+    """``write inbox``: the call and the folder or file it was about, without names."""
+    call, _, path = first.partition(" ")
+    return f"{call} {path.strip('/').split('/')[0]}"
+
+
+def arrival_of(ds: Dataset) -> Arrival:
+    """The instance as it comes over the network."""
+    data = encode(ds, False, True)
+    assert data is not None
+    return Arrival(
+        str(ds.SOPClassUID), str(ds.SOPInstanceUID), ExplicitVRLittleEndian, "CT", memoryview(data)
+    )
+
+
+def is_kept(settings: Settings, ds: Dataset) -> bool:
+    """Whether somebody who opens the ledger afresh finds the instance and its bytes, whole."""
+    with Ledger(settings.storage.data_dir / LEDGER_FILE) as ledger:
+        jobs = ledger.find_jobs(ds.SeriesInstanceUID)
+        held = {each.sop_instance_uid: each for each in ledger.instances(jobs[-1].id)} if jobs else {}
+    mine = held.get(ds.SOPInstanceUID)
+    if mine is None or not mine.path.is_file():
+        return False
+    found = mine.path.read_bytes()
+    return sha256(found).hexdigest() == mine.sha256 and found.endswith(arrival_of(ds).data)
+
+
+class Slices:
+    """Ever new slices, made of one: of a new series, of the series before, late, again, or changed."""
+
+    def __init__(self, template: Path) -> None:
+        self._template = template
+        self._number = 0
+
+    def of(self, series: int) -> Dataset:
+        self._number += 1
+        ds = dcmread(self._template)
+        ds.SeriesInstanceUID = f"2.25.5.{series}"
+        ds.StudyInstanceUID = f"2.25.6.{series}"
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"2.25.7.{self._number}"
+        return ds
+
+
+def occasions(slices: Slices, receiver: Receiver, ledger: Ledger) -> dict[str, Callable[[int], Dataset]]:
+    """What may be received; each, given a series number, says which instance comes while the disk fails."""
+
+    def first(series: int) -> Dataset:
+        return slices.of(series)
+
+    def next_one(series: int) -> Dataset:
+        receiver.take(arrival_of(slices.of(series)))
+        return slices.of(series)
+
+    def again(series: int) -> Dataset:
+        ds = slices.of(series)
+        receiver.take(arrival_of(ds))
+        return ds
+
+    def late(series: int) -> Dataset:
+        receiver.take(arrival_of(slices.of(series)))
+        [job] = ledger.find_jobs(f"2.25.5.{series}")
+        ledger.move(job.id, State.SETTLED, time.time())
+        return slices.of(series)
+
+    return {"first of a series": first, "next of a series": next_one, "the same again": again, "late": late}
+
+
+def receive(settings: Settings, template: Path, step: int) -> Tally:
+    tally, fault, series = Tally(Counter()), Fault(), 0
+    spool = Spool(settings.storage.data_dir)
+    with Ledger(settings.storage.data_dir / LEDGER_FILE) as ledger:
+        receiver = Receiver(spool, ledger, 2**24, time.time)
+        for prepare in occasions(Slices(template), receiver, ledger).values():
+            for error in ERRORS.values():
+                for lasting in (False, True):
+                    for number in range(1, MOST_CALLS, step):
+                        series += 1
+                        ds = prepare(series)
+                        with fault.at(number, error, lasting=lasting):
+                            answer = receiver.take(arrival_of(ds))
+                        if not fault.hits:
+                            break
+                        tally.struck[kind_of(fault.first)] += 1
+                        if answer.status == SUCCESS:
+                            tally.kept_all_the_same += 1
+                            tally.false_success += not is_kept(settings, ds)
+                        else:
+                            tally.refused += 1
+                        answer = receiver.take(arrival_of(ds))
+                        tally.not_recovered += answer.status != SUCCESS or not is_kept(settings, ds)
+    left = [path for path in (spool.root / "tmp").iterdir() if path.is_file()]
+    tally.not_recovered += len(left)
+    return tally
+
+
+class Works:
+    """A worker and a folder destination in this process; what a supervisor starts again, it starts again."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.ledger = Ledger(settings.storage.data_dir / LEDGER_FILE)
+        self.spool = Spool(settings.storage.data_dir)
+        self.engines = Engines(ModelStore(settings), SessionPolicy(provider="cpu", threads=1))
+        self.now = time.time()
+
+    def take(self, files: list[Dataset]) -> int:
+        """Receive a series; the job's number."""
+        receiver = Receiver(self.spool, self.ledger, 2**24, lambda: self.now)
+        for ds in files:
+            assert receiver.take(arrival_of(ds)).status == SUCCESS
+        return self.ledger.find_jobs(str(files[0].SeriesInstanceUID))[-1].id
+
+    def step(self) -> None:
+        """One look of every lane, an hour after the one before; a process that dies is started again."""
+        self.now += 3600
+        try:
+            settle_due(self.ledger, self.settings, self.now)
+            Worker(
+                self.settings, self.ledger, self.spool, self.engines, f"host/boot/{self.now}/1", Event(),
+                Random(1), lambda: self.now,
+            ).work_once()  # fmt: skip
+        except (OSError, sqlite3.Error):
+            pass
+
+    def deliver(self, job_id: int) -> bool:
+        """Copy the job's outputs; whether the folder answered for every one."""
+        try:
+            outputs = [output.path for output in self.ledger.outputs(job_id)]
+            return len(list(folder_destination.deliver(self.settings.destinations[0], outputs))) == len(
+                outputs
+            )
+        except Exception:
+            return False
+
+
+def work(settings: Settings, template: Path, step: int) -> Tally:
+    tally, fault = Tally(Counter()), Fault()
+    works = Works(settings)
+    paths = sorted(template.parent.glob("*.dcm"))
+    for error in ERRORS.values():
+        for lasting in (False, True):
+            for number in range(1 + step // 3, 10 * MOST_CALLS, step):
+                job_id = works.take([renamed(dcmread(path), number, error, lasting) for path in paths])
+                with fault.at(number, error, lasting=lasting):
+                    works.step()
+                    job = works.ledger.job(job_id)
+                    delivered = job.state is State.BUILT and works.deliver(job_id)
+                if not fault.hits:
+                    break
+                tally.struck[kind_of(fault.first)] += 1
+                tally.refused += not delivered
+                tally.kept_all_the_same += delivered
+                if job.state is State.BUILT:
+                    tally.false_success += not all(
+                        is_whole(output) for output in works.ledger.outputs(job_id)
+                    )
+                works.step()
+                works.step()
+                state = works.ledger.job(job_id).state
+                tally.needed_a_person += state in {State.PARKED, State.REJECTED}
+                tally.not_recovered += state is not State.BUILT or not works.deliver(job_id)
+    return tally
+
+
+def renamed(ds: Dataset, number: int, error: int, lasting: bool) -> Dataset:
+    ds.SeriesInstanceUID = f"2.25.8.{number}.{error}.{int(lasting)}"
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = (
+        f"{ds.SeriesInstanceUID}.{ds.InstanceNumber}"
+    )
+    return ds
+
+
+def is_whole(output: Any) -> bool:
+    return output.path.is_file() and sha256(output.path.read_bytes()).hexdigest() == output.sha256
+
+
+if __name__ == "__main__":
+    what, template, step = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    settings = Settings.model_validate_json(sys.stdin.readline())
+    tally = {"receive": receive, "work": work}[what](settings, template, step)
+    sys.stdout.write(json.dumps(tally.as_json()) + "\n")
