@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
@@ -23,8 +22,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from config.settings import StoreDestination
-from node.destinations.answer import Verdict, store_status
-from node.destinations.cstore import associated, contexts_for
+from node.destinations.answer import Verdict, store_status, words_of
+from node.destinations.cstore import accepted_for, associated, contexts_for
+from node.destinations.transcode import read_as
 from node.errors import DestinationRefused, DestinationUnreachable
 
 SUCCESS = 0x0000
@@ -64,7 +64,7 @@ def is_stored(outcome: int | str) -> bool:
 
 def outcome_words(outcome: int | str) -> str:
     """An outcome for people: ``0xA700 Refused: out of resources``."""
-    return outcome if isinstance(outcome, str) else f"0x{outcome:04X} {store_status(outcome).meaning}"
+    return outcome if isinstance(outcome, str) else words_of(outcome)
 
 
 def echo(peer: StoreDestination) -> None:
@@ -90,7 +90,7 @@ def send(
     for group in _groups(metas):
         with associated(peer, contexts_for([metas[path] for path in group])) as assoc:
             for path in group:
-                outcomes[_store(assoc, path)] += 1
+                outcomes[_store(assoc, path, metas[path])] += 1
                 progress(outcomes.total())
     return Sent(dict(outcomes), tuple(path for path in paths if path not in metas))
 
@@ -138,12 +138,13 @@ def _groups(metas: Mapping[Path, Dataset]) -> Iterator[list[Path]]:
         yield [path for group in groups[start : start + MOST_KINDS] for path in group]
 
 
-def _store(assoc: Association, path: Path) -> int | str:
+def _store(assoc: Association, path: Path, meta: Dataset) -> int | str:
     """The outcome of one C-STORE."""
     if not assoc.is_established:
         return NO_ANSWER
     try:
-        status = assoc.send_c_store(dcmread(path)).get("Status")
+        ds = read_as(path, accepted_for(assoc, meta.MediaStorageSOPClassUID))
+        status = assoc.send_c_store(ds).get("Status")
     except ValueError:
         return NO_CONTEXT
     return NO_ANSWER if status is None else int(status)

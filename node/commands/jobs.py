@@ -1,8 +1,9 @@
-"""`s2node jobs list | show | retry`: what the node is working on, read from the ledger while it runs."""
+"""`s2node jobs list | show | destinations | retry`: what the node is working on, read from its ledger."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
@@ -12,7 +13,8 @@ from config.settings import Settings
 from node.commands.exits import FAILED
 from node.commands.options import AsJson, ConfigFile, as_owner_of, settings_of
 from node.commands.screen import age, err, moment, say, show_json, show_rows, show_table
-from node.ledger import Job, JobUnknown, Ledger, MoveRefused
+from node.destinations.answer import words_of
+from node.ledger import DestinationStanding, InstanceAnswer, Job, JobUnknown, Ledger, MoveRefused
 from node.states import State
 
 LEDGER = "ledger.sqlite3"
@@ -52,17 +54,34 @@ def list_jobs(
 def show(number: JobNumber, config: ConfigFile = None, as_json: AsJson = False) -> None:
     """Show one job: its series, its history, what was made and where it went."""
     with open_ledger(settings_of(config)) as ledger:
-        facts = _facts(ledger, number)
+        facts, answers = _facts(ledger, number), ledger.answers(number)
     if as_json:
-        show_json(facts)
+        show_json({**facts, "answers": [asdict(answer) for answer in answers]})
         return
+    facts["answers"] = _in_short(answers)
     for name, value in facts["job"].items():  # type: ignore[attr-defined]
         say(f"{name:<20} {_shown(name, value)}")
-    for title in ("syntheses", "outputs", "deliveries", "events"):
+    for title in ("syntheses", "outputs", "deliveries", "answers", "events"):
         rows = facts[title]
         if isinstance(rows, list) and rows:
             say("")
             show_table(list(rows[0]), [[_shown(*cell) for cell in row.items()] for row in rows], title=title)
+
+
+@app.command()
+def destinations(config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Show each destination: whether it answers, what waits for it, and since when."""
+    settings = settings_of(config)
+    with open_ledger(settings) as ledger:
+        standing = ledger.destinations([each.name for each in settings.destinations])
+    if as_json:
+        rows = [asdict(each) for each in standing]
+        show_rows([{**row.pop("breaker"), **row} for row in rows])
+        return
+    show_table(
+        ("destination", "state", "failures", "jobs", "oldest", "reason"),
+        [_destination_cells(each, time.time()) for each in standing],
+    )
 
 
 @app.command()
@@ -102,7 +121,35 @@ def open_ledger(settings: Settings) -> Ledger:
 def _cells(job: Job, now: float) -> tuple[object, ...]:
     progress = f"{job.progress:.0%}" if job.state is State.READY else ""
     changed = f"{age(job.updated_at, now)} ago"
-    return (job.id, job.state, job.code, job.instances, job.calling_ae, progress, changed, job.reason)
+    reason = job.reason or (f"rejects job {job.rejects}" if job.rejects is not None else None)
+    return (job.id, job.state, job.code, job.instances, job.calling_ae, progress, changed, reason)
+
+
+def _destination_cells(standing: DestinationStanding, now: float) -> tuple[object, ...]:
+    breaker = standing.breaker
+    state = "answers" if not breaker.failures else "fails"
+    if breaker.opened_at is not None:
+        state = f"left alone for {age(breaker.opened_at, now)}"
+    oldest = None if standing.oldest_at is None else f"{age(standing.oldest_at, now)} ago"
+    return (breaker.destination, state, breaker.failures, standing.jobs, oldest, breaker.reason)
+
+
+def _in_short(answers: Sequence[InstanceAnswer]) -> list[dict[str, object]]:
+    """What destinations said, one row for all instances of a series that got the same answer."""
+    groups: dict[tuple[str, str, str, int | None], list[InstanceAnswer]] = {}
+    for each in answers:
+        groups.setdefault((each.destination, each.phase, each.kind, each.status), []).append(each)
+    return [
+        {
+            "destination": destination,
+            "phase": phase,
+            "kind": kind,
+            "status": "none yet" if status is None else words_of(status),
+            "instances": len(group),
+            "at": max((each.at for each in group if each.at is not None), default=None),
+        }
+        for (destination, phase, kind, status), group in groups.items()
+    ]
 
 
 def _facts(ledger: Ledger, number: int) -> dict[str, object]:

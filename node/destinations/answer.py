@@ -71,6 +71,11 @@ def store_status(status: int) -> StoreStatus:
     return UNKNOWN_STATUS
 
 
+def words_of(status: int) -> str:
+    """A status for people: ``0xA700 Refused: out of resources``."""
+    return f"0x{status:04X} {store_status(status).meaning}"
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a destination says about one file. "Wait" is the last answer of a delivery."""
@@ -83,8 +88,3 @@ class Answer:
     def verdict(self) -> Verdict:
         """What :attr:`status` means."""
         return store_status(self.status).verdict
-
-    @property
-    def words(self) -> str:
-        """The status for people: ``status 0xA700: Refused: out of resources``."""
-        return f"status 0x{self.status:04X}: {store_status(self.status).meaning}"

@@ -23,7 +23,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from config.settings import StoreDestination
 from node import tls
-from node.destinations.answer import Answer, Verdict, store_status
+from node.destinations.answer import Answer, Verdict, store_status, words_of
 from node.destinations.transcode import read_as, usable
 from node.errors import DestinationRefused, DestinationUnreachable
 from node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -53,7 +53,7 @@ def deliver(peer: StoreDestination, files: Sequence[Path]) -> Iterator[Answer]:
             answer = Answer(path, str(meta.MediaStorageSOPInstanceUID), store(assoc, path, meta))
             yield answer
             if answer.verdict is Verdict.WAIT:
-                raise DestinationUnreachable(answer.words)
+                raise DestinationUnreachable(f"status {words_of(answer.status)}")
             if answer.verdict is Verdict.REFUSED:
                 refused.append(answer.status)
     if refused:
