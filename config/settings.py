@@ -599,6 +599,13 @@ class Settings(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _has_certificates_for_the_audit(self) -> Settings:
+        if self.audit.syslog_host and not self.tls.is_filled:
+            words = "name the files certificate, key and authorities: audit.syslog_host needs them"
+            raise impossible("tls", words)
+        return self
+
+    @model_validator(mode="after")
     def _names_each_destination_once(self) -> Settings:
         names = [destination.name for destination in self.destinations]
         repeated = sorted({name for name in names if names.count(name) > 1})

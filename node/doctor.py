@@ -13,18 +13,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
+from http import HTTPStatus
 
 from config.settings import FolderDestination, Settings, StoreDestination
 from engine.bundle import read_bundle
 from engine.errors import EngineError
 from engine.session import open_graphs
 from node import certificates, scu, watchdog
+from node.audit import syslog, trail
 from node.commitment.report import peer_of
 from node.errors import NodeError
 from node.ledger import LEDGER_FILE
 from node.ledger.schema import MIGRATIONS, version_of
 from node.models import ModelStore
 from node.refresh import lacking
+from node.watch import site
 from node.worker import policy_of
 
 
@@ -192,6 +195,42 @@ def _echo(name: str, peer: StoreDestination, level: Level) -> tuple[Level, str, 
     return Level.OK, f"{name}: answers a C-ECHO", ""
 
 
+def _watch(settings: Settings, _now: float) -> Found:
+    watch = settings.watch
+    where = f"http://{watch.host}:{watch.port}"
+    if not watch.enabled:
+        yield Level.OK, "no figures are served: watch.enabled", ""
+        return
+    try:
+        status, text = site.ask(watch, "/readyz")
+    except ConnectionRefusedError:
+        yield Level.OK, f"{where} is free; the node serves it when it runs", ""
+        return
+    if status == HTTPStatus.OK:
+        yield Level.OK, f"{where}: the node is ready", ""
+    elif status == HTTPStatus.SERVICE_UNAVAILABLE:
+        yield Level.WARNING, f"{where}: {'; '.join(text.splitlines())}", "see the log: journalctl -u s2node"
+    else:
+        yield Level.PROBLEM, f"{where} is another program's", CURES["watch"]
+
+
+def _audit(settings: Settings, _now: float) -> Found:
+    audit, folder = settings.audit, settings.storage.data_dir / trail.FOLDER
+    if not audit.is_wanted:
+        yield Level.OK, "no audit messages are kept: audit.to_file, audit.syslog_host", ""
+        return
+    if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+        yield Level.PROBLEM, f"{folder} cannot be written by this user", CURES["audit"]
+    if audit.syslog_host:
+        syslog.send(audit, settings.tls, [])
+        yield Level.OK, f"{audit.syslog_host}:{audit.syslog_port} takes messages over TLS", ""
+    waiting = trail.waiting(settings.storage.data_dir)
+    if waiting:
+        yield Level.WARNING, f"{waiting} audit messages wait for the repository", CURES["audit"]
+    else:
+        yield Level.OK, "no audit message waits", ""
+
+
 def _reading(settings: Settings) -> sqlite3.Connection:
     """The ledger for reading; raises FileNotFoundError where no node has run yet."""
     path = (settings.storage.data_dir / LEDGER_FILE).absolute()
@@ -219,6 +258,8 @@ CHECKS: Mapping[str, Check] = {
     "certificates": _certificates,
     "listener": _listener,
     "peers": _peers,
+    "watch": _watch,
+    "audit": _audit,
 }
 """Every check, in the order they are made; the configuration was valid before the first."""
 
@@ -232,5 +273,7 @@ CURES: Mapping[str, str] = {
     "certificates": "name PEM files that its user may read, and a key without a pass phrase",
     "listener": "systemctl status s2node; journalctl -u s2node -n 50",
     "peers": "check host, port and AE titles here and there, the firewall, and whether the peer is up",
+    "watch": "write another watch.port, or stop the program that has it: ss -ltnp",
+    "audit": "check audit.syslog_host and its certificate, and that the node's user may write data_dir/audit",
 }
 """What to do where a check itself fails."""

@@ -20,6 +20,14 @@ WAITING: Final = "waiting"
 """Names below the data folder."""
 
 
+def waiting(data_dir: Path) -> int:
+    """Messages that wait for the repository."""
+    folder = data_dir / FOLDER / WAITING
+    if not folder.is_dir():
+        return 0
+    return sum(entry.name.endswith(".msg") for entry in os.scandir(folder))
+
+
 class TrailFull(OSError):
     """As many messages wait for the repository as are kept."""
 
@@ -35,7 +43,7 @@ class Trail:
         for folder in (self._folder, self._waiting):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._file = _File(self._folder / FILE, audit) if audit.to_file else None
-        self._count = sum(entry.name.endswith(".msg") for entry in os.scandir(self._waiting))
+        self._count = waiting(data_dir)
 
     @property
     def count(self) -> int:

@@ -16,7 +16,8 @@ from node.doctor import Finding, Level, examine
 def doctor(config: ConfigFile = None, as_json: AsJson = False) -> None:
     """Check everything the node depends on, with a cure for each.
 
-    Configuration, disk, ledger, clock, models, provider, listener and peers; nothing is changed.
+    Configuration, disk, ledger, clock, models, provider, listener, peers, figures and audit; nothing is
+    changed.
 
     Every finding that is not OK has a cure. Ends with 0 where nothing is a PROBLEM, with 78 where the
     configuration is at fault, else with 1.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from socketserver import TCPServer
 from types import TracebackType
 from typing import Any, Final
@@ -22,6 +24,8 @@ log = structlog.get_logger(__name__)
 
 SILENCE_S: Final = 10.0
 """Seconds a client may be silent."""
+MOST_READ: Final = 65_536
+"""Bytes of a page that are of use to whoever asks."""
 MOST_CLIENTS: Final = 16
 """Clients that are answered at once; one more is hung up on."""
 
@@ -136,3 +140,19 @@ class Server(ThreadingWSGIServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that broke off is no news."""
+
+
+def ask(watch: WatchSettings, page: str, timeout_s: float = 10.0) -> tuple[int, str]:
+    """What a page says: its status, and its text as far as it is of use; 0 for what is no HTTP.
+
+    Raises ConnectionRefusedError where nobody listens, OSError for anything else that fails.
+    """
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(watch.host, watch.host)
+    asking = HTTPConnection(host, watch.port, timeout=timeout_s)
+    with closing(asking):
+        asking.request("GET", page)
+        try:
+            answer = asking.getresponse()
+            return answer.status, answer.read(MOST_READ).decode("utf-8", "replace")
+        except HTTPException:
+            return 0, ""
