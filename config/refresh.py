@@ -40,9 +40,9 @@ class RefreshSettings(Frozen):
     schedule: Schedule = ""
     """When to start, as minute, hour, day, month, day of the week in this machine's time: "0 2 1 * *" is two
     in the night of every first. Empty: never."""
-    cases: Folder | Literal[""] = ""
+    cases: Literal[""] | Folder = ""
     """Folder that `s2node train prepare` wrote, whose pictures somebody has looked at."""
-    checkpoints: Folder | Literal[""] = ""
+    checkpoints: Literal[""] | Folder = ""
     """Folder in which the checkpoints of the active models lie; those of earlier refreshes are found by
     themselves."""
     phases: tuple[Literal["arterial", "venous"], ...] = Field(default=("arterial", "venous"), min_length=1)

@@ -91,13 +91,13 @@ def is_loopback(host: str) -> bool:
 class TlsSettings(Frozen):
     """Certificates for DICOM over TLS, as PEM files. Peers must show one too, both ways."""
 
-    certificate: Folder | Literal[""] = ""
+    certificate: Literal[""] | Folder = ""
     """Certificate of this node, with those between it and its authority after it."""
-    key: Folder | Literal[""] = ""
+    key: Literal[""] | Folder = ""
     """Private key of that certificate, without a pass phrase; readable by the node's user alone."""
-    authorities: Folder | Literal[""] = ""
+    authorities: Literal[""] | Folder = ""
     """Certificates of the authorities that peers' certificates come from. No others are believed."""
-    revoked: Folder | Literal[""] = ""
+    revoked: Literal[""] | Folder = ""
     """Revocation lists of all these authorities. Empty: revocation is not looked at."""
     warn_days: int = Field(default=30, ge=0, le=3650)
     """Days before a certificate runs out from which `s2node doctor` warns."""
@@ -235,7 +235,7 @@ class EngineSettings(Frozen):
     """CPU threads of one model run; 0 lets ONNX Runtime choose."""
     device: int = Field(default=0, ge=0, le=255)
     """Number of the GPU, where there are several."""
-    bundles_dir: Folder | Literal[""] = ""
+    bundles_dir: Literal[""] | Folder = ""
     """Folder with further model bundles, one folder each. Empty: only the shipped ones and those under
     data_dir/models."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
