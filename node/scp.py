@@ -329,6 +329,9 @@ class Server(ThreadedAssociationServer):
     """pynetdicom's server with bounded reading."""
 
     daemon_threads = True  # a peer that is silent does not hold up the end of the process
+    request_queue_size = (
+        128  # connections not accepted yet; of socketserver's 5 a crowd loses some for seconds
+    )
 
     def __init__(
         self,
