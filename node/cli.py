@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("node.commands.demo:demo", "A study goes in by C-STORE, two synthetic series come back."),
     "serve": ("node.commands.serve:serve", "Run the node until it is told to stop."),
     "send": ("node.commands.send:send", "Send a folder of DICOM files by C-STORE."),
+    "fetch": ("node.commands.fetch:fetch", "Have an archive send a study or a series to this node."),
     "echo": ("node.commands.send:echo", "Ask a DICOM peer whether it is there (C-ECHO)."),
     "translate": (
         "node.commands.translate:translate",

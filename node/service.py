@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC
+from functools import partial
 from pathlib import Path
 from random import Random
 from threading import Event
@@ -25,7 +26,7 @@ import structlog
 from apscheduler.executors.pool import ThreadPoolExecutor  # type: ignore[import-untyped]
 from apscheduler.schedulers.background import BackgroundScheduler  # type: ignore[import-untyped]
 
-from config.settings import Destination, FolderDestination, Requester, Settings, StoreDestination
+from config.settings import ArchivePeer, Destination, FolderDestination, Requester, Settings, StoreDestination
 from node import log as node_log
 from node import watchdog
 from node.breaker import Breaker
@@ -37,6 +38,9 @@ from node.errors import NodeError
 from node.flow import Failure, attempt
 from node.lane import Means
 from node.ledger import LEDGER_FILE, Ledger, StaleLease
+from node.pull.complete import CompleteLane
+from node.pull.query import peer_of
+from node.receive import Receiver
 from node.refresh import CHECK_S as REFRESH_CHECK_S
 from node.refresh import RefreshLane
 from node.scp import Scp
@@ -189,6 +193,7 @@ class Node:
         for destination in self.settings.destinations:
             lanes += self._lanes_towards(destination)
         lanes += [self._report_lane(requester) for requester in self.settings.requesters]
+        lanes += [self._complete_lane(each) for each in self.settings.archives if each.completes != "none"]
         if self.settings.refresh.schedule:
             lanes.append(self._refresh_lane())
         lanes += [Lane(name, step, FOLLOW_S, WATCH_LIMIT_S) for name, step in self.watch.steps()]
@@ -234,6 +239,14 @@ class Node:
         lane = self._open.enter_context(RefreshLane(self.settings))
         return Lane("refresh", lane.run, REFRESH_CHECK_S, REFRESH_CHECK_S + PATIENCE_S)
 
+    def _complete_lane(self, archive: ArchivePeer) -> Lane:
+        name = f"complete {archive.name}"
+        limit = self.settings.storage.max_instance_bytes
+        receiver = Receiver(self.spool, self.ledger, limit, time.time)
+        lane = CompleteLane(self._means(name), archive, self.settings, receiver.take)
+        limit_s = longest_silence_s(peer_of(archive)) + PATIENCE_S
+        return Lane(name, partial(self._complete, lane), self.settings.settle.check_s, limit_s)
+
     def _step(self, lane: Lane) -> None:
         """One step of a lane; only a step that ended well is a sign of life."""
         if self._stopping.is_set():
@@ -244,9 +257,16 @@ class Node:
         else:
             self._pulses[lane.name].beat(time.monotonic())
 
-    def _settle(self) -> None:
+    def _has_listened(self) -> bool:
         """Nothing counts as quiet before we have listened for as long: senders come back after a stop."""
-        if time.monotonic() - self._listening_since >= self.settings.settle.quiet_s:
+        return time.monotonic() - self._listening_since >= self.settings.settle.quiet_s
+
+    def _complete(self, lane: CompleteLane) -> None:
+        if self._has_listened():
+            lane.run()
+
+    def _settle(self) -> None:
+        if self._has_listened():
             settle_due(self.ledger, self.settings, time.time())
 
     def _free_orphans(self) -> None:

@@ -22,6 +22,7 @@ from node.flow import Action, Failure, attempt
 from node.intake import examine_headers
 from node.ledger import Job, Ledger
 from node.ledger.errors import MoveRefused
+from node.pull.complete import is_awaited
 from node.series import read_headers
 from node.states import State
 
@@ -65,6 +66,8 @@ def settle_due(ledger: Ledger, settings: Settings, now: float) -> None:
     An error of one job parks that job and stops no other.
     """
     for job in ledger.receiving(now - settings.settle.quiet_s, now):
+        if is_awaited(ledger, settings, job):  # an archive may hold more of it: `node/pull/complete.py`
+            continue
         _step(ledger, job, partial(_settle, ledger, settings, job, now), now)
     for job in ledger.jobs([State.SETTLED]):
         _step(ledger, job, partial(_intake, ledger, settings, job, now), now)
