@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from itertools import count
@@ -21,6 +24,7 @@ import pytest
 import trustme
 from hypothesis import settings
 from onnx import TensorProto, helper, save_model
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
@@ -157,6 +161,60 @@ def store_peer() -> Iterator[Callable[..., StorePeer]]:
     yield start
     for peer in peers:
         peer.stop()
+
+
+class Storescp:
+    """DCMTK's storescp at ``port`` that keeps what it takes in ``folder``, by SOP Instance UID.
+
+    ``become`` starts it, and again with other options: a good one without, a bad one by its own switches.
+    """
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.ae_title = "PEER"
+        self.folder, self.port = folder, port
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir()
+
+    def become(self, *options: str) -> Storescp:
+        """End it where it runs, and start it with these options."""
+        self.stop()
+        command = ["storescp", *options, "-aet", self.ae_title, "-od", str(self.folder), str(self.port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(400):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return self
+            time.sleep(0.05)
+        raise TimeoutError("storescp does not listen")
+
+    def stop(self) -> None:
+        """Let it vanish, in the middle of whatever it is at."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def fall_silent(self) -> None:
+        """Stop it in its tracks: the kernel takes connections, and nobody answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def datasets(self) -> list[Dataset]:
+        """Everything it keeps."""
+        return [dcmread(path) for path in sorted(self.folder.iterdir())]
+
+
+@pytest.fixture
+def storescp(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Callable[..., Storescp]]:
+    """``storescp("--refuse")`` is a :class:`Storescp` that runs with these options, until the test ends."""
+    started: list[Storescp] = []
+
+    def start(*options: str) -> Storescp:
+        started.append(Storescp(tmp_path / f"storescp{len(started)}", free_port()))
+        return started[-1].become(*options)
+
+    yield start
+    for each in started:
+        each.stop()
 
 
 def ct_instance(number: int, series_instance_uid: str = "2.25.20") -> Dataset:

@@ -1,92 +1,116 @@
 """DCMTK's storescp as a PACS: a good one, and the bad ones its own switches make of it."""
 
-import subprocess
 import time
+from random import Random
+from threading import Event
 
 import pytest
 from pydicom import dcmread
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
-from config.settings import StoreDestination
+from config.settings import RetrySettings, StoreDestination
+from node.breaker import Breaker
+from node.deliver import DeliverLane
 from node.destinations import cstore
-from node.errors import DestinationRefused, DestinationUnreachable
+from node.errors import DestinationUnreachable
+from node.lane import Means
+from node.ledger import LEDGER_FILE, Ledger, Output, ReceivedInstance
+from node.states import State
 
 pytestmark = pytest.mark.peers
 
 
-@pytest.fixture
-def storescp(tmp_path, free_port):
-    """Starts ``storescp`` with options; gives a destination that points to it and the folder it writes to."""
-    started = []
-
-    def start(*options, **settings):
-        port, folder = free_port(), tmp_path / "storescp"
-        folder.mkdir()
-        command = ["storescp", *options, "-aet", "PEER", "-od", str(folder), str(port)]
-        started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-        wait_until_up(port)
-        quick = {"connect_timeout_s": 5, "acse_timeout_s": 5, "dimse_timeout_s": 5, **settings}
-        return StoreDestination(name="pacs", host="127.0.0.1", port=port, ae_title="PEER", **quick), folder
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-def wait_until_up(port):
-    for _ in range(100):
-        echo = subprocess.run(
-            ["echoscu", "127.0.0.1", str(port)], capture_output=True, timeout=10, check=False
-        )
-        if b"Cannot" not in echo.stderr and b"refused" not in echo.stderr.lower():
-            return
-        time.sleep(0.05)
-    raise TimeoutError("storescp does not listen")
-
-
-def sent(destination, files):
-    """Answers, and the error that ended the delivery."""
-    answers = []
-    try:
-        for answer in cstore.deliver(destination, files):
-            answers.append(answer)
-    except (DestinationRefused, DestinationUnreachable) as error:
-        return answers, error
-    return answers, None
+def towards(archive, **settings):
+    quick = {"connect_timeout_s": 5, "acse_timeout_s": 5, "dimse_timeout_s": 5, **settings}
+    return StoreDestination(
+        name="pacs", host="127.0.0.1", port=archive.port, ae_title=archive.ae_title, **quick
+    )
 
 
 @pytest.mark.parametrize(
     ("option", "syntax"), [("+xe", ExplicitVRLittleEndian), ("+xi", ImplicitVRLittleEndian)]
 )
-def test_a_good_peer_gets_every_file_equal(storescp, ct_files, option, syntax):
-    destination, folder = storescp(option)
-    answers, error = sent(destination, ct_files)
-    assert error is None
-    assert [answer.status for answer in answers] == [0] * 4
-    arrived = {ds.SOPInstanceUID: ds for ds in map(dcmread, folder.iterdir())}
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_good_peer_gets_every_file_with_the_same_pixels(storescp, ct_files, option, syntax, compressed):
+    originals = [dcmread(path) for path in ct_files]
+    for path in ct_files if compressed else ():
+        ds = dcmread(path)
+        ds.compress(RLELossless, generate_instance_uid=False)
+        ds.save_as(path)
+    archive = storescp(option)
+    assert [answer.status for answer in cstore.deliver(towards(archive), ct_files)] == [0] * 4
+    arrived = {ds.SOPInstanceUID: ds for ds in archive.datasets()}
     assert {ds.file_meta.TransferSyntaxUID for ds in arrived.values()} == {syntax}
-    assert all(arrived[ds.SOPInstanceUID] == ds for ds in map(dcmread, ct_files))
-
-
-def test_a_peer_that_refuses_every_association_is_left_for_a_person(storescp, ct_files):
-    answers, error = sent(storescp("--refuse")[0], ct_files)
-    assert answers == []
-    assert isinstance(error, DestinationRefused)
-    assert error.status is None
-
-
-@pytest.mark.parametrize("option", ["--abort-after", "--abort-during"])
-def test_a_peer_that_aborts_is_tried_again_later(storescp, ct_files, option):
-    answers, error = sent(storescp(option)[0], ct_files)
-    assert len(answers) < 4
-    assert isinstance(error, DestinationUnreachable)
+    assert all(arrived[ds.SOPInstanceUID] == ds for ds in originals)
 
 
 def test_a_peer_that_sleeps_is_given_up_in_time(storescp, ct_files):
-    destination, _ = storescp("--sleep-during", "5", dimse_timeout_s=0.5)
+    destination = towards(storescp("--sleep-during", "5"), dimse_timeout_s=0.5)
     began = time.monotonic()
-    answers, error = sent(destination, ct_files)
-    assert answers == []
-    assert isinstance(error, DestinationUnreachable)
+    with pytest.raises(DestinationUnreachable):
+        list(cstore.deliver(destination, ct_files))
     assert time.monotonic() - began < 4
+
+
+@pytest.fixture
+def lane(tmp_path, ct_files):
+    """``lane(archive)`` is a deliver lane towards it that hardly waits, with one job of ``ct_files``."""
+    with Ledger(tmp_path / LEDGER_FILE) as ledger:
+
+        def make(archive):
+            record_built(ledger, ct_files)
+            retry = RetrySettings(first_s=0.01, max_s=0.05, max_attempts=10_000, break_after=2, probe_s=0.1)
+            means = Means(ledger, retry, Random(1), time.time, time.monotonic, Event(), lambda: None)
+            quick = {"acse_timeout_s": 1, "dimse_timeout_s": 0.5, "network_timeout_s": 1}
+            return DeliverLane(means, towards(archive, **quick), Breaker(means, "pacs"))
+
+        yield make
+
+
+def record_built(ledger, files):
+    received = ReceivedInstance("1.2.1", "1.2", "1.2", "1.2", "1.3", "CT", files[0], "00", 1)
+    job_id = ledger.record_instance(received, 1.0).job_id
+    ledger.move(job_id, State.SETTLED, 2.0)
+    ledger.move(job_id, State.READY, 3.0)
+    ledger.lease("w", 4.0, 60.0)
+    outputs = [
+        Output(
+            job_id, "arterial", "ct_series", ds.SeriesInstanceUID, ds.SOPInstanceUID, ds.SOPClassUID, path, ""
+        )
+        for path in files
+        for ds in [dcmread(path)]
+    ]
+    ledger.record_built(job_id, "w", outputs, [], ["pacs"], now=5.0)
+
+
+def run_until(lane, condition):
+    """Run the lane as the clock does, until the condition holds."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not condition():
+        lane.run()
+        time.sleep(0.02)
+    return condition()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--refuse",), ("--reject",), ("--abort-after",), ("--abort-during",), ("--sleep-during", "2"), None],
+    ids=lambda options: "vanishes" if options is None else options[0][2:],
+)
+def test_a_bad_peer_has_everything_once_when_it_is_well_again(storescp, lane, ct_files, options):
+    archive = storescp(*(options or ()))
+    delivering = lane(archive)
+    ledger = delivering.means.ledger
+    if options is None:
+        archive.stop()
+    if options == ("--reject",):  # rejects those that do not name their implementation: we do
+        assert run_until(delivering, lambda: ledger.job(1).state is State.DELIVERED)
+    else:
+        assert run_until(delivering, lambda: ledger.deliveries(1)[0].attempt >= 2)
+        assert ledger.job(1).state is State.BUILT
+    archive.become()
+    assert run_until(delivering, lambda: ledger.job(1).state is State.DELIVERED)
+    sent = {ds.SOPInstanceUID: ds for ds in map(dcmread, ct_files)}
+    assert {ds.SOPInstanceUID: ds for ds in archive.datasets()} == sent
+    assert len(archive.datasets()) == len(sent)
+    assert not delivering.breaker.is_open
