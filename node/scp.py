@@ -329,9 +329,7 @@ class Server(ThreadedAssociationServer):
     """pynetdicom's server with bounded reading."""
 
     daemon_threads = True  # a peer that is silent does not hold up the end of the process
-    request_queue_size = (
-        128  # connections not accepted yet; of socketserver's 5 a crowd loses some for seconds
-    )
+    request_queue_size = 128  # of socketserver's 5 a crowd of senders waits for seconds
 
     def __init__(
         self,

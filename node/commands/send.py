@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from config.settings import StoreDestination
+from config.settings import StoreDestination, TlsSettings
 from node import scu
 from node.commands.exits import FAILED
-from node.commands.options import AsJson
+from node.commands.options import AsJson, ConfigFile, settings_of
 from node.commands.screen import progress_bar, say, show_json, show_table
 
 Host = Annotated[str, typer.Argument(help="Host name or address of the peer.")]
@@ -19,6 +19,12 @@ PortNumber = Annotated[int, typer.Argument(min=1, max=65535, help="TCP port of t
 Called = Annotated[str, typer.Option("--to", help="AE title of the peer.")]
 Calling = Annotated[str, typer.Option("--from", help="AE title to call ourselves.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.")]
+Secure = Annotated[
+    bool, typer.Option("--tls", help="Speak TLS, with the certificates in [tls] of the configuration.")
+]
+TlsName = Annotated[
+    str, typer.Option("--tls-name", help="Name that the peer's certificate has to carry; without it, HOST.")
+]
 
 
 def send(
@@ -28,15 +34,19 @@ def send(
     called: Called = "S2NODE",
     calling: Calling = "S2NODE-SEND",
     timeout_s: Timeout = 60.0,
+    tls: Secure = False,
+    tls_name: TlsName = "",
+    config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Send a folder of DICOM files by C-STORE.
 
     Exit 0 if the peer has every DICOM instance of the folder, 1 if not.
     """
+    peer = _peer(host, port, called, calling, timeout_s, _files(tls, config), tls_name)
     paths = scu.dicom_files(folder)
     with progress_bar(f"to {called}", total=len(paths)) as progress:
-        sent = scu.send(_peer(host, port, called, calling, timeout_s), paths, progress)
+        sent = scu.send(peer, paths, progress)
     rows = [(scu.outcome_words(outcome), count) for outcome, count in sorted(sent.outcomes.items(), key=str)]
     rows += [("not a DICOM instance", len(sent.not_dicom))] if sent.not_dicom else []
     if as_json:
@@ -53,13 +63,29 @@ def echo(
     called: Called = "S2NODE",
     calling: Calling = "S2NODE-SEND",
     timeout_s: Timeout = 10.0,
+    tls: Secure = False,
+    tls_name: TlsName = "",
+    config: ConfigFile = None,
 ) -> None:
     """Ask a DICOM peer whether it is there (C-ECHO)."""
-    scu.echo(_peer(host, port, called, calling, timeout_s))
+    scu.echo(_peer(host, port, called, calling, timeout_s, _files(tls, config), tls_name))
     say(f"{called} at {host}:{port} answers")
 
 
-def _peer(host: str, port: int, called: str, calling: str, timeout_s: float) -> StoreDestination:
+def _files(tls: bool, config: Path | None) -> TlsSettings | bool:
+    """The certificates to call with; False for plain text, where no configuration is read."""
+    return settings_of(config).tls if tls else False
+
+
+def _peer(
+    host: str,
+    port: int,
+    called: str,
+    calling: str,
+    timeout_s: float,
+    tls: TlsSettings | bool,
+    tls_name: str,
+) -> StoreDestination:
     try:
         return StoreDestination(
             name="peer",
@@ -67,6 +93,8 @@ def _peer(host: str, port: int, called: str, calling: str, timeout_s: float) -> 
             port=port,
             ae_title=called,
             calling_ae_title=calling,
+            tls=tls,
+            tls_name=tls_name,
             connect_timeout_s=timeout_s,
             acse_timeout_s=timeout_s,
             dimse_timeout_s=timeout_s,

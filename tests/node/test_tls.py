@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from typer.testing import CliRunner
 
 from config.settings import Settings, StoreDestination, TlsSettings
 from node import watchdog
 from node.certificates import flaws
+from node.cli import app
 from node.doctor import Level, check
 from node.errors import DestinationRefused, DestinationUnreachable
 from node.ledger import LEDGER_FILE, Ledger
@@ -367,3 +369,19 @@ def test_a_refused_role_is_no_connection_problem(tmp_path: Path, ours: Any) -> N
         with pytest.raises(DestinationRefused, match="presentation contexts"):
             echo(node_at(scp.port, caller))
         echo(node_at(scp.port, caller, calling_ae_title="ADMIN"))
+
+
+# the commands
+
+
+def test_people_echo_and_send_over_tls_too(tmp_path: Path, ours: Any, ct_files: list[Path]) -> None:
+    tls = ours.tls(name="ct1")
+    config = tmp_path / "s2node.toml"
+    config.write_text("[tls]\n" + "".join(f'{name} = "{path}"\n' for name, path in tls.items()))
+    secure = ["--tls", "--config", str(config)]
+    with listening(tmp_path / "data", ours.tls()) as scp:
+        for command in (["echo"], ["send", str(ct_files[0].parent)]):
+            done = CliRunner().invoke(app, [*command, "127.0.0.1", str(scp.port), *secure])
+            assert done.exit_code == 0, done.output
+        done = CliRunner().invoke(app, ["echo", "127.0.0.1", str(scp.port), *secure, "--tls-name", "other"])
+        assert done.exit_code != 0
