@@ -1,0 +1,163 @@
+"""Archives that refuse, abort, sleep, fall silent and vanish, all at once, beside one that is well.
+
+DCMTK's storescp plays them all. S2NODE_RESULTS says how many results are made in each of the two phases:
+while every archive is well, and while all but one are bad. Then they are mended.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+from pydicom import dcmread
+
+from node.deliver import HOUR_S
+from node.ledger import Ledger, Output, ReceivedInstance
+from node.service import DELIVER_CHECK_S
+from node.states import State
+from node.supervisor import owner_name
+
+pytestmark = pytest.mark.peers
+
+BAD = {
+    "refuses": lambda archive: archive.become("--refuse"),
+    "rejects": lambda archive: archive.become("--reject"),
+    "aborts-after": lambda archive: archive.become("--abort-after"),
+    "aborts-during": lambda archive: archive.become("--abort-during"),
+    "sleeps": lambda archive: archive.become("--sleep-during", "30"),
+    "silent": lambda archive: archive.fall_silent(),
+    "vanished": lambda archive: archive.stop(),
+}
+"""How each turns bad. "rejects" does so only to callers that do not name their implementation: we do."""
+WELL = "well"
+EVERY_S = 1.0
+"""Seconds between two results."""
+
+
+@pytest.mark.timeout(0)
+def test_bad_archives_have_everything_once_when_mended_and_delay_no_other(
+    rig, amount, figures, quick_settings, storescp, ct_files, free_port, tmp_path
+):
+    results = amount("RESULTS", short=2, full=60)
+    archives = {name: storescp() for name in (WELL, *BAD)}
+    settings = quick_settings(
+        listen={"port": free_port()},
+        retry={"first_s": 0.2, "max_s": 2, "max_attempts": 100_000, "break_after": 3, "probe_s": 1},
+        destinations=[towards(name, archive) for name, archive in archives.items()],
+    )
+    data_dir = settings.storage.data_dir
+    with Ledger(data_dir / rig.LEDGER_FILE) as ledger:
+        jobs = [ready(ledger, number, data_dir) for number in range(1, 2 * results + 1)]
+        with rig.Victim(settings) as victim:
+            assert rig.until(victim.listens)
+            for job_id in jobs[:results]:
+                finish(ledger, job_id, ct_files, archives)
+            for name, turn in BAD.items():
+                turn(archives[name])
+            bad_since = time.monotonic()
+            for job_id in jobs[results:]:
+                finish(ledger, job_id, ct_files, archives)
+            assert rig.until(lambda: all(has(ledger, job_id, WELL) for job_id in jobs))
+            broken = rig.until(
+                lambda: [each for each in ledger.destinations(archives) if each.breaker.opened_at]
+            )
+            bad_for_s = time.monotonic() - bad_since
+            for archive in archives.values():
+                archive.become()
+            rig.until(lambda: all(ledger.job(job_id).state is State.DELIVERED for job_id in jobs), 1200)
+            undelivered = sum(ledger.job(job_id).state is not State.DELIVERED for job_id in jobs)
+            assert victim.stop() == 0
+        waits = {phase: [wait_s(ledger, job_id) for job_id in part] for phase, part in split(jobs, results)}
+        expected = {
+            output.sop_instance_uid: output.path for job_id in jobs for output in ledger.outputs(job_id)
+        }
+    missing = twice = changed = 0
+    for archive in archives.values():
+        found = archive.datasets()
+        uids = [ds.SOPInstanceUID for ds in found]
+        missing += len(expected.keys() - set(uids))
+        twice += len(uids) - len(set(uids))
+        changed += sum(ds != dcmread(expected[ds.SOPInstanceUID]) for ds in found)
+    figures(
+        "bad-archive",
+        {
+            "results": len(jobs),
+            "instances sent to each archive": len(expected),
+            "bad archives": len(BAD),
+            "seconds they were bad": round(bad_for_s),
+            "breakers open then": len(broken),
+            "results not delivered everywhere when mended": undelivered,
+            "instances missing": missing,
+            "instances twice": twice,
+            "instances changed": changed,
+            "longest wait of the archive that is well, others well, s": round(max(waits["alone"]), 2),
+            "longest wait of the archive that is well, others bad, s": round(max(waits["beside"]), 2),
+            "lane tick, s": DELIVER_CHECK_S,
+        },
+    )
+    assert (undelivered, missing, twice, changed) == (0, 0, 0, 0)
+    assert broken
+    if os.environ.get("S2NODE_FAULTS") == "full":
+        assert max(waits["beside"]) <= max(waits["alone"]) + DELIVER_CHECK_S
+
+
+def towards(name, archive):
+    patience = {"connect_timeout_s": 5, "acse_timeout_s": 5, "dimse_timeout_s": 5, "network_timeout_s": 5}
+    place = {"name": name, "host": "127.0.0.1", "port": archive.port, "ae_title": archive.ae_title}
+    return {**place, **patience}
+
+
+def ready(ledger, number, data_dir):
+    """A job that this process works on."""
+    series = f"2.25.1{number:06}"
+    path = data_dir / "inbox" / series / "1.dcm"
+    received = ReceivedInstance(f"{series}.0", "1.2", "1.2", series, "1.3", "CT", path, "00", 1)
+    job_id = ledger.record_instance(received, time.time()).job_id
+    ledger.move(job_id, State.SETTLED, time.time())
+    ledger.move(job_id, State.READY, time.time())
+    leased = ledger.lease(owner_name(os.getpid()), time.time(), HOUR_S)
+    assert leased is not None and leased.id == job_id
+    return job_id
+
+
+def finish(ledger, job_id, files, archives):
+    """Its result is there, for every archive. The next one comes a moment later."""
+    outputs = [outbox_file(path, ledger, job_id) for path in files]
+    ledger.record_built(job_id, owner_name(os.getpid()), outputs, [], list(archives), now=time.time())
+    time.sleep(EVERY_S)
+
+
+def outbox_file(path, ledger, job_id):
+    """The file as an output of the job, under UIDs of its own."""
+    ds = dcmread(path)
+    ds.SeriesInstanceUID = f"2.25.2{job_id:06}"
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"2.25.2{job_id:06}.{ds.InstanceNumber}"
+    target = ledger.path.parent / "outbox" / ds.SeriesInstanceUID / f"{ds.SOPInstanceUID}.dcm"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    ds.save_as(target)
+    return Output(
+        job_id,
+        "arterial",
+        "ct_series",
+        ds.SeriesInstanceUID,
+        ds.SOPInstanceUID,
+        ds.SOPClassUID,
+        target,
+        "00",
+    )
+
+
+def has(ledger, job_id, name):
+    """Whether the archive has all of the job."""
+    return not ledger.pending_outputs(job_id, name)
+
+
+def split(jobs, results):
+    return [("alone", jobs[:results]), ("beside", jobs[results:])]
+
+
+def wait_s(ledger, job_id):
+    """Seconds from the result to the first answer of the archive that is well."""
+    owed = next(each.owed_since for each in ledger.deliveries(job_id) if each.destination == WELL)
+    return min(each.at for each in ledger.answers(job_id) if each.destination == WELL) - owed
