@@ -487,7 +487,7 @@ class AuditSettings(Frozen):
     to_file: bool = False
     """Writes them to data_dir/audit/messages.log, one a line, readable by the node's user alone."""
     file_bytes: int = Field(default=67_108_864, ge=4096)
-    """Size at which that file is put aside as messages.log.1 and a new one begun."""
+    """Size in bytes at which that file is put aside as messages.log.1 and a new one begun."""
     files: int = Field(default=50, ge=1, le=10_000)
     """Files put aside that are kept; the oldest is removed."""
     syslog_host: str = Field(default="", max_length=253)

@@ -36,7 +36,8 @@ from node.audit.message import (
     counted,
 )
 from node.flow import Failure, attempt
-from node.ledger import Delivery, Followed, Job, Ledger
+from node.ledger import Event, Followed, Job, Ledger
+from node.ledger.deliveries import COMPLETE_CODE, REFUSED_CODE
 from node.series import read_header
 from node.states import State
 
@@ -83,9 +84,10 @@ class Account:
     def of_event(self, followed: Followed) -> Iterator[Message]:
         """What the event of a job means, in none, one or more messages."""
         event = followed.event
-        if event.from_state is event.to_state:
-            return
         job = self.ledger.job(event.job_id)
+        if event.from_state is event.to_state:
+            yield from self._noted(job, event)
+            return
         if event.from_state is State.RECEIVING:
             yield self._received(job, event.at)
         tell = TOLD.get(event.to_state)
@@ -112,23 +114,23 @@ class Account:
         node = self._node(APPLICATION, is_requestor=True)
         return Message(INSTANCES_ACCESSED, action, at, (node,), self._things(job, instances))
 
-    def _sent(self, job: Job, at: float) -> Iterator[Message]:
-        """What each destination has now, or will not take (A.5.3.7); whether it held it before: "R"."""
-        outputs = self._outputs(job)
-        for delivery in self.ledger.deliveries(job.id):
-            if delivery.refused or delivery.delivered == delivery.outputs:
-                things = self._things(job, outputs)
-                yield self._transferred(delivery, at, things)
+    def _noted(self, job: Job, event: Event) -> Iterator[Message]:
+        """A destination has everything of a job, or will not take it (A.5.3.7).
 
-    def _transferred(self, delivery: Delivery, at: float, things: tuple[Thing, ...]) -> Message:
-        return Message(
+        "R", since we do not know whether it held the instances before.
+        """
+        outcome = DELIVERIES.get(event.code or "")
+        if outcome is None or event.from_state is not State.BUILT:
+            return
+        destination = (event.note or "").partition(": ")[0]
+        yield Message(
             INSTANCES_TRANSFERRED,
             Action.READ,
-            at,
-            (self._node(SOURCE, is_requestor=True), self._peer(delivery.destination)),
-            things,
-            outcome=Outcome.SERIOUS if delivery.refused else Outcome.SUCCESS,
-            words=f"{delivery.destination} refused it" if delivery.refused else "",
+            event.at,
+            (self._node(SOURCE, is_requestor=True), self._peer(destination)),
+            self._things(job, self._outputs(job)),
+            outcome=outcome,
+            words="" if outcome is Outcome.SUCCESS else f"{destination} refused it",
         )
 
     def _node(self, role: Code, *, is_requestor: bool = False) -> Participant:
@@ -170,11 +172,12 @@ class Account:
 
 TOLD: Mapping[State, Callable[[Account, Job, float], Iterator[Message]]] = {
     State.BUILT: Account._made,
-    State.DELIVERED: Account._sent,
-    State.PARKED: Account._sent,
     State.PURGED: Account._removed,
 }
 """What a job's coming to a state means; leaving RECEIVING means that it was received."""
+
+DELIVERIES: Mapping[str, Outcome] = {COMPLETE_CODE: Outcome.SUCCESS, REFUSED_CODE: Outcome.SERIOUS}
+"""What a note of the ledger on a delivery means, by its code."""
 
 ALERT_TYPES: Mapping[AlertKind, Code] = {
     AlertKind.REFUSED: NODE_AUTHENTICATION,

@@ -15,6 +15,9 @@ from node.states import State
 REFUSED_CODE = "DELIVERY-REFUSED"
 """The code of a job parked because a destination said no for good."""
 
+COMPLETE_CODE = "COMPLETE"
+"""The code of the note that a destination has everything of a job."""
+
 ACCEPTED = "(delivered.status IN (0, 1, 263, 273, 278) OR delivered.status BETWEEN 45056 AND 49151)"
 """Success, warnings (0x0001, 0x0107, 0x0116, 0xBxxx), duplicate (0x0111): the peer has it (PS3.7 Annex C)."""
 
@@ -106,6 +109,17 @@ def record(db: sqlite3.Connection, sop_instance_uid: str, destination: str, stat
         "UPDATE delivery SET started_at = coalesce(started_at, ?) WHERE job_id = ? AND destination = ?",
         (now, output["job_id"], destination),
     )
+    if not pending(db, output["job_id"], destination):
+        state = moves.state_of(db, output["job_id"])
+        moves.note(
+            db,
+            output["job_id"],
+            now,
+            from_state=state,
+            to_state=state,
+            code=COMPLETE_CODE,
+            text=f"{destination}: has everything",
+        )
     close(db, output["job_id"], now)
     return moves.state_of(db, output["job_id"]) not in UNWANTED
 

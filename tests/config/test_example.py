@@ -68,7 +68,8 @@ def test_the_example_with_every_line_switched_on_is_valid_and_keeps_the_defaults
     path.write_text(uncommented(), encoding="utf-8")
     settings = load_settings(path, {})
     assert [destination.kind for destination in settings.destinations] == ["cstore", "folder"]
-    assert settings.model_copy(update={"destinations": (), "requesters": ()}) == Settings()
+    lists = {"destinations": (), "requesters": (), "archives": ()}
+    assert settings.model_copy(update=lists) == Settings()
 
 
 def test_no_line_of_the_example_is_longer_than_a_terminal() -> None:

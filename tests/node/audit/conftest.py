@@ -31,10 +31,12 @@ def account(ledger: Ledger) -> Account:
 class Repository:
     """A syslog receiver over TLS (RFC 5425) that demands a certificate; ``messages`` are what it took.
 
-    ``breaks`` is how many connections it breaks off before it has read anything.
+    ``breaks`` is how many connections it breaks off before it has read anything; one that is not ``polite``
+    hangs up instead of ending TLS.
     """
 
-    def __init__(self, authority: trustme.CA, *, port: int = 0, breaks: int = 0) -> None:
+    def __init__(self, authority: trustme.CA, *, port: int = 0, breaks: int = 0, polite: bool = True) -> None:
+        self.polite = polite
         self.messages: list[bytes] = []
         self.breaks = breaks
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -68,7 +70,8 @@ class Repository:
         try:
             with self._context.wrap_socket(plain, server_side=True) as wire:
                 self._read(wire)
-                wire.unwrap()
+                if self.polite:
+                    wire.unwrap()
         except OSError:
             return
 

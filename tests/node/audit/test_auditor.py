@@ -87,8 +87,10 @@ def kinds(roots: list[Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def journey(ledger: Ledger, path: Path, number: int = 1) -> int:
-    """A job from its first instance to DELIVERED."""
+def journey(
+    ledger: Ledger, path: Path, number: int = 1, destinations: tuple[str, ...] = ("pacs", "disk")
+) -> int:
+    """A job from its first instance to DELIVERED, where both destinations have it."""
     uid = f"2.25.5.{number}"
     received = ReceivedInstance(uid, CT, "1.2", uid, "2.25.4", "CT1", path, "00", 1)
     job_id = ledger.record_instance(received, 1.0).job_id
@@ -101,7 +103,7 @@ def journey(ledger: Ledger, path: Path, number: int = 1) -> int:
     ]
     made = SynthesisRecord("venous", "m-1", "dd", 0, "bridge", 4, "cpu")
     ledger.record_built(job_id, "w", outputs, [made], ["pacs", "disk"], now=5.0)
-    for destination in ("pacs", "disk"):
+    for destination in destinations:
         for output in outputs:
             ledger.record_delivery(output.sop_instance_uid, destination, 0, 6.0)
     return job_id
@@ -137,9 +139,21 @@ def test_a_job_from_start_to_stop_is_told_in_valid_messages_that_name_study_and_
     assert things[0].find(".//SOPClass").get("NumberOfInstances") == "3"
     assert things[1].findtext("ParticipantObjectName") == "DOE^JANE"
     receivers = [root.findall("ActiveParticipant")[1] for root in found[4:6]]
-    assert [each.get("UserID") for each in receivers] == ["disk", "PACS"]
-    assert receivers[1].get("NetworkAccessPointID") == "pacs.example.org"
+    assert [each.get("UserID") for each in receivers] == ["PACS", "disk"]
+    assert receivers[0].get("NetworkAccessPointID") == "pacs.example.org"
     assert found[6].findall("ActiveParticipant")[1].get("UserID") == "ROGUE"
+
+
+def test_a_destination_that_has_everything_is_told_before_the_others_have(
+    ledger: Ledger, tmp_path: Path, file: Path, auditor: Callable[..., Auditor]
+) -> None:
+    one = auditor(to_file=True)
+    journey(ledger, file, destinations=("disk",))
+    one.write()
+    found = written(tmp_path)
+    assert kinds(found)[-1] == ("DICOM Instances Transferred", "R", "0")
+    assert found[-1].findall("ActiveParticipant")[1].get("UserID") == "disk"
+    assert [job.state for job in ledger.jobs()] == [State.BUILT]
 
 
 def test_a_site_that_names_no_patient_has_the_jobs_number_instead(
@@ -277,6 +291,17 @@ def test_a_repository_that_is_away_has_everything_once_it_is_back(
     again.send()
     assert len(receiver.messages) == 1
     assert list(waiting.iterdir()) == []
+
+
+def test_a_repository_that_hangs_up_after_reading_has_them_too(
+    auditor: Callable[..., Auditor], tls: dict[str, Any], repository: Callable[..., Any]
+) -> None:
+    receiver = repository(polite=False)
+    one = auditor(tls, syslog_host="127.0.0.1", syslog_port=receiver.port)
+    one.start()
+    one.send()
+    assert not one.sending.reason
+    assert len(receiver.messages) == 1
 
 
 def test_a_repository_with_a_certificate_of_another_authority_gets_nothing(
