@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 
 from pydicom.dataset import Dataset
 
 from config.intake import IntakeSettings
-from config.settings import Settings
 from engine.pipeline import Engine
 from engine.synthesis import Synthesis
 from engine.volume import Volume
 from node.intake import examine_headers, examine_series
 from node.orientation import axes_to_flip, flipped
-from node.outputs import OUTPUTS, NodeIdentity, OutputContext
+from node.outputs import OUTPUTS, OutputContext
 from node.series import SourceSeries, read_headers, read_series
-from node.uids import derive_uid
 
 Progress = Callable[[float], None]
 
@@ -78,25 +75,6 @@ def read_examined(paths: Sequence[Path], rules: IntakeSettings) -> SourceSeries:
     examine_headers(headers, rules)
     series = read_series(paths, rules.limits, headers)
     return replace(series, findings=(*series.findings, *examine_series(series, rules)))
-
-
-def context_of(settings: Settings, *, generation: int, created: datetime) -> OutputContext:
-    """What outputs say about the node and the job; ``created`` is the job record's time."""
-    outputs = settings.outputs
-    device_uid = outputs.device_uid or derive_uid("device", settings.listen.ae_title, outputs.station_name)
-    return OutputContext(
-        node=NodeIdentity(
-            device_uid=device_uid,
-            manufacturer=outputs.manufacturer,
-            model_name=outputs.model_name,
-            station_name=outputs.station_name,
-        ),
-        config_digest=settings.digest(),
-        generation=generation,
-        created=created,
-        series_number_factor=outputs.series_number_factor,
-        description_prefix=outputs.description_prefix,
-    )
 
 
 def _synthesize(engine: Engine, volume: Volume, seed: int, progress: Progress) -> Synthesis:

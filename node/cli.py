@@ -36,6 +36,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "jobs": ("node.commands.jobs:app", "See and mend what the node is working on."),
     "doctor": ("node.commands.doctor:doctor", "Check everything the node depends on, with a cure for each."),
     "purge": ("node.commands.purge:purge", "Remove the files of old jobs; their history stays."),
+    "quarantine": (
+        "node.commands.quarantine:quarantine",
+        "List instances that were set aside because others came first under their UID.",
+    ),
+    "recall": ("node.commands.recall:recall", "Take back every result a model made: rejection notes go out."),
     "models": ("node.commands.models:app", "See, check and change the models in use."),
     "init": ("node.commands.config:init", "Write an example configuration with every setting."),
     "config": ("node.commands.config:app", "Check and show the configuration."),

@@ -1,7 +1,8 @@
 """Let the files of old jobs go, while the ledger keeps their rows and their history.
 
 The ledger says PURGED first: no new generation shares the files from then on. Then they are removed, and a
-purge that was cut off is finished by the next. A file goes only if no living job holds it.
+purge that was cut off is finished by the next. A file goes only if no living job holds it. Patient and study
+of what was made are kept in the ledger, without pixels, so that it can still be recalled.
 """
 
 from __future__ import annotations
@@ -9,9 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+import structlog
+
+from config.settings import RetentionSettings
+from node.flow import Failure, attempt
 from node.ledger import Job, Ledger
 from node.spool import Spool
 from node.states import State
+
+log = structlog.get_logger(__name__)
+
+DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +29,14 @@ class Weight:
 
     job_id: int
     state: State
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many files of the quarantine there are, and their bytes."""
+
     files: int
     bytes: int
 
@@ -51,10 +68,24 @@ def purge(
         _empty(ledger, spool, ledger.job(job_id), clock)
     gone = []
     for number, job in enumerate(ledger.purgeable(states, before), start=1):
+        _keep_identity(ledger, job)
         if ledger.begin_purge(job.id, states, before, clock()):
             gone.append(_empty(ledger, spool, job, clock))
         progress(number)
     return gone
+
+
+def _keep_identity(ledger: Ledger, job: Job) -> None:
+    """Keep whose the job is where a rejection note may have to be written; a note needs none."""
+    if job.rejects is not None or not ledger.went_to(job.id):
+        return
+    from node.rejection.retract import identity_in  # noqa: PLC0415 (highdicom takes its time)
+
+    found = attempt(lambda: identity_in(ledger, job.id))
+    if isinstance(found, Failure):
+        log.warning("identity not kept", job=job.id, reason=found.reason)
+    else:
+        ledger.keep_identity(job.id, found)
 
 
 def _empty(ledger: Ledger, spool: Spool, job: Job, clock: Callable[[], float]) -> Weight:
@@ -63,3 +94,70 @@ def _empty(ledger: Ledger, spool: Spool, job: Job, clock: Callable[[], float]) -
         sizes = [spool.remove(path) for path in ledger.purged_files(job.id)]
     ledger.finish_purge(job.id, clock())
     return Weight(job.id, job.state, sum(size > 0 for size in sizes), sum(sizes))
+
+
+def weigh_quarantine(ledger: Ledger, before: float) -> Tally:
+    """What a purge of the quarantine would remove."""
+    aside = ledger.set_aside(before)
+    return Tally(len(aside), sum(each.bytes for each in aside))
+
+
+def purge_quarantine(ledger: Ledger, spool: Spool, before: float, clock: Callable[[], float]) -> Tally:
+    """Remove what came into quarantine before then, and nothing that comes again meanwhile."""
+    sizes = []
+    for each in ledger.set_aside(before):
+        with spool.removing():
+            sizes.append(spool.remove(each.path))
+            ledger.record_removed(each, clock())
+    return Tally(len(sizes), sum(sizes))
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What the settings let go by itself, on the node's clock. ``beat`` is called at signs of life."""
+
+    settings: RetentionSettings
+    ledger: Ledger
+    spool: Spool
+    clock: Callable[[], float]
+    beat: Callable[[], None]
+
+    def run(self) -> None:
+        """Remove what has grown old."""
+        for state, days in days_of(self.settings).items():
+            gone = purge(self.ledger, self.spool, [state], self.before(days), self.clock, self._tick)
+            if gone:
+                size = sum(weight.bytes for weight in gone)
+                log.info("purged", state=state.value, jobs=len(gone), bytes=size)
+        if self.settings.quarantine_days:
+            before = self.before(self.settings.quarantine_days)
+            removed = purge_quarantine(self.ledger, self.spool, before, self.clock)
+            if removed.files:
+                log.info("quarantine purged", instances=removed.files, bytes=removed.bytes)
+        if self.settings.identity_days:
+            self.ledger.forget_identities(self.before(self.settings.identity_days))
+
+    def before(self, days: float) -> float:
+        """The time that is so many days ago."""
+        return self.clock() - days * DAY_S
+
+    def _tick(self, _done: int) -> None:
+        self.beat()
+
+
+def days_of(settings: RetentionSettings) -> dict[State, float]:
+    """The states whose jobs are purged by themselves, and after how many days."""
+    days = {
+        State.COMMITTED: settings.committed_days,
+        State.DELIVERED: settings.delivered_days,
+        State.REJECTED: settings.rejected_days,
+        State.PARKED: settings.parked_days,
+        State.RECALLED: settings.recalled_days,
+        State.SUPERSEDED: settings.superseded_days,
+    }
+    return {state: number for state, number in days.items() if number > 0}
+
+
+def removes_anything(settings: RetentionSettings) -> bool:
+    """Whether the settings let anything go by itself."""
+    return bool(days_of(settings) or settings.quarantine_days or settings.identity_days)

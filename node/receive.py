@@ -6,19 +6,20 @@ encoded again. What cannot be kept is refused with the status the standard has f
 
 from __future__ import annotations
 
+import mmap
 import sqlite3
 import struct
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import BinaryIO, Final
 
 import structlog
 
 from node.errors import NodeError
-from node.header import Header, HeaderRefused, read_header
-from node.ledger import Ledger, LedgerUnusable, ReceivedInstance
+from node.header import DEFLATED, Header, HeaderRefused, read_header
+from node.ledger import Ledger, LedgerUnusable, ReceivedInstance, SetAside
 from node.loopguard import is_own
 from node.spool import Draft, NameRefused, Placed, Spool, SpoolFull, inbox_name
 from node.states import State
@@ -27,6 +28,7 @@ from node.uids import IMPLEMENTATION_CLASS_UID
 log = structlog.get_logger(__name__)
 
 SUCCESS: Final = 0x0000
+COERCED: Final = 0xB000
 OUT_OF_RESOURCES: Final = 0xA700
 NOT_THE_CLASS: Final = 0xA900
 CANNOT_UNDERSTAND: Final = 0xC000
@@ -34,6 +36,10 @@ UNFORESEEN: Final = 0xC211
 
 STATUSES: Final[dict[int, tuple[str, str]]] = {
     SUCCESS: ("PS3.7 C.1.1", "stored, or a repeat, or our own object dropped"),
+    COERCED: (
+        "PS3.4 B.2.3",
+        "warning: other pixels came first under this SOP Instance UID; they stay, these are in quarantine",
+    ),
     OUT_OF_RESOURCES: ("PS3.4 B.2.3", "refused: no room, or the disk failed; sending again later may help"),
     NOT_THE_CLASS: ("PS3.4 B.2.3", "the data set is not of the SOP class or instance that was announced"),
     CANNOT_UNDERSTAND: ("PS3.4 B.2.3", "the header cannot be read, or a UID is missing or unusable"),
@@ -43,6 +49,12 @@ STATUSES: Final[dict[int, tuple[str, str]]] = {
 
 COMMENT_LENGTH: Final = 64
 """Characters of an Error Comment (0000,0902), VR LO (PS3.5 6.2)."""
+
+PIXEL_DATA: Final = b"\xe0\x7f\x10\x00"
+"""The tag (7FE0,0010) in little endian."""
+UNSEEN: Final = DEFLATED | {"1.2.840.10008.1.2.2"}
+"""Transfer syntaxes in which this tag cannot be seen: deflated ones and big endian."""
+COMPARED_BYTES: Final = 1024 * 1024
 
 PREAMBLE: Final = bytes(128) + b"DICM"
 """PS3.10 7.1."""
@@ -103,16 +115,16 @@ class Receiver:
         """Keep the instance and say so, or say why not; never raises.
 
         Success means one of: the file and its ledger row are on the disk; exactly these bytes already were;
-        the object is marked synthetic, so it is counted and dropped; another object came first under this SOP
-        Instance UID, so this one is on the disk in quarantine.
+        the object is marked synthetic, so it is counted and dropped; another header came first with the same
+        pixels under this SOP Instance UID, so this one is on the disk in quarantine. With other pixels it is
+        there too, and the answer is a warning.
         """
         try:
-            self._take(arrival)
+            return self._take(arrival)
         except Exception as error:  # the border: whatever it was, the sender must hear that we do not have it
             return _answer(error)
-        return Answer(SUCCESS)
 
-    def _take(self, arrival: Arrival) -> None:
+    def _take(self, arrival: Arrival) -> Answer:
         size = arrival.data.nbytes
         if size > self._max_instance_bytes:
             raise InstanceTooLarge(f"an instance has at most {self._max_instance_bytes} bytes here")
@@ -123,8 +135,8 @@ class Receiver:
             if self._is_own(header):
                 self._ledger.count("own_dropped")
                 log.info("synthetic instance dropped")
-            else:
-                self._keep(arrival, header, draft)
+                return Answer(SUCCESS)
+            return self._keep(arrival, header, draft)
 
     def _is_own(self, header: Header) -> bool:
         """Whether the object is synthetic; a series that has a folder in the inbox was asked for before."""
@@ -133,22 +145,23 @@ class Receiver:
         folder = self._spool.root / "inbox" / header.series_instance_uid
         return not folder.exists() and self._ledger.is_own_series(header.series_instance_uid)
 
-    def _keep(self, arrival: Arrival, header: Header, draft: Draft) -> None:
+    def _keep(self, arrival: Arrival, header: Header, draft: Draft) -> Answer:
         sha256 = draft.sha256()
         uids = (header.series_instance_uid, header.sop_instance_uid)
         name = inbox_name(*uids, sha256)
         is_known = self._spool.path_of(name).exists()
         if is_known and self._ledger.record_repeat(*uids, sha256, self._clock()) is not None:
             self._ledger.count("repeats")
-            return
+            return Answer(SUCCESS)
         self._require_room_for(header.series_instance_uid)
         with self._spool.keeping():
             placed = draft.place(name, sha256)
             recorded = self._ledger.record_instance(_received(arrival, header, placed), self._clock())
-        if recorded.conflict:
-            self._set_aside(placed, recorded.job_id)
         if recorded.superseded_job_id is not None:
             log.info("late slice", job=recorded.job_id, supersedes=recorded.superseded_job_id)
+        if recorded.conflict:
+            return self._set_aside(arrival, placed, recorded.job_id)
+        return Answer(SUCCESS)
 
     def _require_room_for(self, series_instance_uid: str) -> None:
         """Where the disk fills up, only series that have begun go on; raises SpoolFull for others."""
@@ -158,10 +171,44 @@ class Receiver:
         if series_instance_uid not in begun:
             raise SpoolFull("only series that have begun are finished")
 
-    def _set_aside(self, placed: Placed, job_id: int) -> None:
-        self._spool.quarantine(placed, PurePosixPath(*placed.path.parts[-2:]))
+    def _set_aside(self, arrival: Arrival, placed: Placed, job_id: int) -> Answer:
+        """Other bytes than the job holds: into quarantine, with a warning unless the pixels are the same."""
+        aside = self._spool.quarantine(placed, PurePosixPath(*placed.path.parts[-2:]))
+        held = self._ledger.instance(job_id, arrival.sop_instance_uid)
+        syntaxes = {arrival.transfer_syntax_uid, held.transfer_syntax_uid if held else ""}
+        is_seen = held is not None and UNSEEN.isdisjoint(syntaxes)
+        is_harmless = held is not None and is_seen and has_same_pixels(held.path, aside.path)
+        reason = "another header came first with these pixels" if is_harmless else "other pixels came first"
+        self._ledger.record_set_aside(
+            SetAside(job_id, aside.path, aside.sha256, aside.bytes, arrival.calling_ae, reason), self._clock()
+        )
         self._ledger.count("quarantined")
         log.warning("other bytes under a known UID: the first stay, these are in quarantine", job=job_id)
+        return Answer(SUCCESS) if is_harmless else Answer(COERCED, f"in quarantine: {reason}")
+
+
+def has_same_pixels(one: Path, other: Path) -> bool:
+    """Whether two files in little endian are the same from Pixel Data (7FE0,0010) on, or both have none.
+
+    Nothing is decoded: other compression counts as other pixels. An icon's pixels may be met first; what
+    follows them then has to be the same too.
+    """
+    with one.open("rb") as first, other.open("rb") as second:
+        found = [_seek_pixels(first), _seek_pixels(second)]
+        if not all(found):
+            return not any(found)
+        while piece := first.read(COMPARED_BYTES):
+            if piece != second.read(COMPARED_BYTES):
+                return False
+        return not second.read(1)
+
+
+def _seek_pixels(file: BinaryIO) -> bool:
+    """Move to the first Pixel Data tag, little endian; False where there is none."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        place = whole.find(PIXEL_DATA)
+    file.seek(max(0, place))
+    return place >= 0
 
 
 def file_head(arrival: Arrival) -> bytes:

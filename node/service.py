@@ -40,6 +40,7 @@ from node.lane import Means
 from node.ledger import LEDGER_FILE, Ledger, StaleLease
 from node.pull.complete import CompleteLane
 from node.pull.query import peer_of
+from node.purge import Retention, removes_anything
 from node.receive import Receiver
 from node.refresh import CHECK_S as REFRESH_CHECK_S
 from node.refresh import RefreshLane
@@ -58,6 +59,8 @@ LOCK = "node.lock"
 """The file in the data folder that one node at a time has locked."""
 DELIVER_CHECK_S = 0.5
 """Seconds between two looks for something to deliver, to ask about or to report."""
+NOTES_CHECK_S = 1.0
+"""Seconds between two looks for superseded results to announce."""
 HEALTH_CHECK_S = 30.0
 """Seconds between two health checks where systemd asks for none."""
 PATIENCE_S = 60.0
@@ -155,6 +158,8 @@ class Node:
         self.watch = self._open.enter_context(Watch(self.settings, self.ledger, self.signs, self._answers))
         self._start_workers()
         self._start_listening()
+        silent = [each.name for each in self.settings.destinations if not each.rejection_notes]
+        self.ledger.forgo_notes(silent, time.time())
         self.ledger.close_committed(self.scp.commitments.required, time.time())
         self._start_clock()
         self.watch.serve()
@@ -193,9 +198,9 @@ class Node:
         for destination in self.settings.destinations:
             lanes += self._lanes_towards(destination)
         lanes += [self._report_lane(requester) for requester in self.settings.requesters]
-        lanes += [self._complete_lane(each) for each in self.settings.archives if each.completes != "none"]
         if self.settings.refresh.schedule:
             lanes.append(self._refresh_lane())
+        lanes += [self._complete_lane(each) for each in self.settings.archives if each.completes != "none"]
         lanes += [Lane(name, step, FOLLOW_S, WATCH_LIMIT_S) for name, step in self.watch.steps()]
         every_s = watchdog.feed_every_s() or HEALTH_CHECK_S
         orphans = Lane(
@@ -204,6 +209,7 @@ class Node:
             self.settings.worker.heartbeat_s,
             self.settings.worker.heartbeat_s + PATIENCE_S,
         )
+        lanes += self._upkeep_lanes()
         return [*lanes, orphans, Lane("health", self._check_health, every_s, every_s + PATIENCE_S)]
 
     def _means(self, lane: str) -> Means:
@@ -235,10 +241,6 @@ class Node:
         lane = ReportLane(self._means(name), requester, self.settings.listen.ae_title)
         return Lane(name, lane.run, DELIVER_CHECK_S, 3 * requester.timeout_s + PATIENCE_S)
 
-    def _refresh_lane(self) -> Lane:
-        lane = self._open.enter_context(RefreshLane(self.settings))
-        return Lane("refresh", lane.run, REFRESH_CHECK_S, REFRESH_CHECK_S + PATIENCE_S)
-
     def _complete_lane(self, archive: ArchivePeer) -> Lane:
         name = f"complete {archive.name}"
         limit = self.settings.storage.max_instance_bytes
@@ -246,6 +248,27 @@ class Node:
         lane = CompleteLane(self._means(name), archive, self.settings, receiver.take)
         limit_s = longest_silence_s(peer_of(archive)) + PATIENCE_S
         return Lane(name, partial(self._complete, lane), self.settings.settle.check_s, limit_s)
+
+    def _upkeep_lanes(self) -> list[Lane]:
+        """Rejection notes on superseded results, and what the settings let go by itself."""
+        lanes = [Lane("notes", self._announce, NOTES_CHECK_S, NOTES_CHECK_S + PATIENCE_S)]
+        retention = self.settings.retention
+        if removes_anything(retention):
+            beat = self._means("retention").beat
+            step = Retention(retention, self.ledger, self.spool, time.time, beat).run
+            lanes.append(Lane("retention", step, retention.check_s, retention.check_s + PATIENCE_S))
+        return lanes
+
+    def _announce(self) -> None:
+        if not self.ledger.superseded():
+            return
+        from node.rejection.retract import Retractor  # noqa: PLC0415 (highdicom takes its time)
+
+        Retractor(self.settings, self.ledger, self.spool, time.time).announce_superseded()
+
+    def _refresh_lane(self) -> Lane:
+        lane = self._open.enter_context(RefreshLane(self.settings))
+        return Lane("refresh", lane.run, REFRESH_CHECK_S, REFRESH_CHECK_S + PATIENCE_S)
 
     def _step(self, lane: Lane) -> None:
         """One step of a lane; only a step that ended well is a sign of life."""

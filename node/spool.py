@@ -37,6 +37,9 @@ log = structlog.get_logger(__name__)
 FOLDERS = ("inbox", "outbox", "quarantine", "models", "tmp")
 """The folders of ``data_dir``; every name below one is given relative to ``data_dir``."""
 
+REMOVABLE = ("inbox", "outbox", "quarantine")
+"""Folders whose files a purge may remove."""
+
 FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the operating system says when there is no room."""
 
@@ -185,11 +188,11 @@ class Spool:
             os.close(descriptor)
 
     def remove(self, path: Path) -> int:
-        """Remove a file of the inbox or the outbox, and its folder with the last one; the bytes that it had.
+        """Remove a file of inbox, outbox or quarantine, and its folder with the last one; the bytes it had.
 
         Nothing is done, and 0 said, for a file that is gone or lies anywhere else.
         """
-        if path.parent.parent not in {self.root / "inbox", self.root / "outbox"}:
+        if path.parent.parent not in {self.root / name for name in REMOVABLE}:
             return 0
         try:
             size = path.lstat().st_size

@@ -21,12 +21,13 @@ from config.intake import IntakeSettings, SeriesLimits
 from config.settings import Settings
 from engine.pipeline import Engine
 from node import tags
-from node.build import Built, build, context_of
+from node.build import Built, build
 from node.errors import SeriesRejected
 from node.flow import Action, Failure, attempt
 from node.intake import examine_headers
 from node.models import ModelStore
 from node.outputs import OutputContext, to_bytes
+from node.outputs.context import context_of
 from node.series import read_header, read_headers
 from node.states import State
 from node.uids import is_plausible_uid

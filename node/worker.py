@@ -30,11 +30,12 @@ from engine.pipeline import Engine, open_engine
 from engine.session import SessionPolicy
 from engine.synthesis import Synthesis
 from node import log as node_log
-from node.build import Built, build, context_of
+from node.build import Built, build
 from node.flow import WORKER_DIED, Action, Disposition, Failure, attempt, retry_delay_s
 from node.ledger import LEDGER_FILE, Job, Ledger, Output, StaleLease, SynthesisRecord
 from node.ledger.errors import MoveRefused
 from node.models import ModelStore
+from node.outputs.context import context_of
 from node.outputs.encoding import to_bytes
 from node.spool import Spool
 from node.states import State

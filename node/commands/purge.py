@@ -13,7 +13,7 @@ import typer
 from node.commands.jobs import open_ledger
 from node.commands.options import AsJson, ConfigFile, settings_of
 from node.commands.screen import progress_bar, say, show_json, show_table
-from node.purge import Weight, weigh
+from node.purge import Tally, Weight, purge_quarantine, weigh, weigh_quarantine
 from node.purge import purge as remove
 from node.spool import Spool
 from node.states import PURGEABLE, State
@@ -57,6 +57,10 @@ def purge(
             help=f"Jobs in this state; may be repeated. One of {NAMES}.  [default: COMMITTED]",
         ),
     ] = None,
+    quarantine: Annotated[
+        bool,
+        typer.Option("--quarantine", help="What is in quarantine; jobs only where --state names some too."),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Remove; without it only say what would go.")] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
@@ -69,17 +73,23 @@ def purge(
     would go, and removes it with --yes. May run beside the node.
     """
     settings = settings_of(config)
-    states, before = state or [State.COMMITTED], time.time() - seconds(older_than)
+    states = state or ([] if quarantine else [State.COMMITTED])
+    before = time.time() - seconds(older_than)
     with open_ledger(settings) as ledger:
         weights = weigh(ledger, states, before)
+        aside = weigh_quarantine(ledger, before) if quarantine else Tally(0, 0)
         if yes:
             spool = Spool(settings.storage.data_dir)
             with progress_bar("purging", len(weights)) as done:
                 weights = remove(ledger, spool, states, before, time.time, done)
+            if quarantine:
+                aside = purge_quarantine(ledger, spool, before, time.time)
     if as_json:
-        show_json({"removed": yes, "jobs": [asdict(weight) for weight in weights]})
+        jobs = [asdict(weight) for weight in weights]
+        show_json({"removed": yes, "jobs": jobs} | ({"quarantine": asdict(aside)} if quarantine else {}))
         return
-    show_table(("state", "jobs", "files", "bytes"), _rows(weights))
+    rows = _rows(weights) + ([("quarantine", "", aside.files, f"{aside.bytes:,}")] if quarantine else [])
+    show_table(("state", "jobs", "files", "bytes"), rows)
     say("removed" if yes else "nothing was removed: add --yes")
 
 

@@ -22,6 +22,7 @@ from node.ledger import (
     notes,
     pulls,
     purging,
+    quarantine,
     receiving,
 )
 from node.ledger.errors import (
@@ -53,6 +54,7 @@ from node.ledger.rows import (
     Reference,
     Rejection,
     Request,
+    SetAside,
     SynthesisRecord,
 )
 from node.ledger.store import Store
@@ -84,6 +86,7 @@ __all__ = [
     "Reference",
     "Rejection",
     "Request",
+    "SetAside",
     "StaleLease",
     "SynthesisRecord",
 ]
@@ -470,6 +473,35 @@ class Ledger:
         with self._store.writing() as db:
             pulls.record(db, job_id, asked, reason, now)
 
+    # quarantine
+
+    def instance(self, job_id: int, sop_instance_uid: str) -> Instance | None:
+        """The job's received instance of this UID, if it has one."""
+        with self._store.reading() as db:
+            row = db.execute(
+                "SELECT * FROM instance WHERE job_id = ? AND sop_instance_uid = ?", (job_id, sop_instance_uid)
+            ).fetchone()
+        return None if row is None else self._instance(row)
+
+    def record_set_aside(self, aside: SetAside, now: float) -> None:
+        """Keep what was put into quarantine; the same file again counts once more."""
+        with self._store.writing() as db:
+            quarantine.record(db, aside, self._stored(aside.path), now)
+
+    def set_aside(self, before: float = inf) -> list[SetAside]:
+        """What is in quarantine and came before then, oldest first."""
+        with self._store.reading() as db:
+            rows = [dict(row) for row in quarantine.listed(db, before)]
+        for row in rows:
+            row["path"] = self._store.root / row["path"]
+            del row["removed_at"]
+        return [SetAside(**row) for row in rows]
+
+    def record_removed(self, aside: SetAside, now: float) -> None:
+        """Its file is gone."""
+        with self._store.writing() as db:
+            quarantine.remove(db, aside.id, now)
+
     # rejecting
 
     def superseded(self) -> list[Job]:
@@ -523,6 +555,11 @@ class Ledger:
                 recall=recall,
                 now=now,
             )
+
+    def forgo_notes(self, destinations: Collection[str], now: float) -> None:
+        """Send open rejection notes to none of these destinations any more; nothing waits for them there."""
+        with self._store.writing() as db:
+            notes.forgo(db, destinations, now)
 
     def keep_identity(self, job_id: int, header: bytes) -> None:
         """Keep whose the job is beyond its files, for a note that may have to be written later."""

@@ -143,6 +143,22 @@ def _tell(db: sqlite3.Connection, job_id: int, words: str, now: float, *, recall
     deliveries.close(db, job_id, now)
 
 
+def forgo(db: sqlite3.Connection, destinations: Collection[str], now: float) -> None:
+    """Take open notes off these destinations; a note that has no other one is done."""
+    rows = db.execute(
+        "SELECT delivery.job_id, destination FROM delivery JOIN job ON job.id = delivery.job_id"
+        " WHERE job.rejects IS NOT NULL AND job.state IN ('BUILT', 'PARKED') ORDER BY delivery.job_id"
+    ).fetchall()
+    for row in rows:
+        if row["destination"] not in destinations:
+            continue
+        note_id = row["job_id"]
+        db.execute("DELETE FROM delivery WHERE job_id = ? AND destination = ?", tuple(row))
+        if moves.state_of(db, note_id) is State.PARKED:
+            moves.move(db, note_id, State.BUILT, now, reason=f"{row['destination']} gets no notes")
+        deliveries.close(db, note_id, now)
+
+
 def keep_identity(db: sqlite3.Connection, job_id: int, header: bytes) -> None:
     """Keep whose the job is beyond its files, for a note that may have to be written later."""
     db.execute("INSERT OR REPLACE INTO identity (job_id, header) VALUES (?, ?)", (job_id, header))

@@ -95,6 +95,21 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class SetAside:
+    """An instance in quarantine; ``at`` is when it came last, ``id`` is 0 before it is recorded."""
+
+    job_id: int
+    path: Path
+    sha256: str
+    bytes: int
+    calling_ae: str
+    reason: str
+    at: float = 0.0
+    times: int = 1
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Rejection:
     """Outputs of ``job_id`` were rejected; ``note_id`` is the job that says so to ``destinations``.
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from importlib.metadata import version
 
+from config.settings import Settings
+from node.uids import derive_uid
+
 PRODUCT_VERSION = version("s2node")
 OFFSET = re.compile(r"(?P<sign>[+-])(?P<hours>[01][0-9])(?P<minutes>[0-5][0-9])")
 
@@ -70,6 +73,25 @@ class OutputContext:
         sign = -1 if offset["sign"] == "-" else 1
         ahead = sign * timedelta(hours=int(offset["hours"]), minutes=int(offset["minutes"]))
         return self.created.astimezone(timezone(ahead))
+
+
+def context_of(settings: Settings, *, generation: int, created: datetime) -> OutputContext:
+    """What outputs say about the node and the job; ``created`` is the job record's time."""
+    outputs = settings.outputs
+    device_uid = outputs.device_uid or derive_uid("device", settings.listen.ae_title, outputs.station_name)
+    return OutputContext(
+        node=NodeIdentity(
+            device_uid=device_uid,
+            manufacturer=outputs.manufacturer,
+            model_name=outputs.model_name,
+            station_name=outputs.station_name,
+        ),
+        config_digest=settings.digest(),
+        generation=generation,
+        created=created,
+        series_number_factor=outputs.series_number_factor,
+        description_prefix=outputs.description_prefix,
+    )
 
 
 def ascii_text(text: str, limit: int) -> str:

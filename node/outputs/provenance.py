@@ -168,8 +168,8 @@ def describe(ds: Dataset, derivation: Derivation) -> None:
     """What every kind of output says in the same way; ``ds`` holds the source's identity already."""
     _describe_series(ds, derivation)
     _describe_derivation(ds, derivation)
-    _describe_equipment(ds, derivation.context)
-    _date(ds, derivation.context)
+    describe_equipment(ds, derivation.context)
+    put_dates(ds, derivation.context)
     ds.SyntheticData = "YES"
     ds.ContentQualification = derivation.context.content_qualification
     ds.BurnedInAnnotation = "NO"
@@ -210,7 +210,7 @@ def _describe_derivation(ds: Dataset, derivation: Derivation) -> None:
     )
 
 
-def _describe_equipment(ds: Dataset, context: OutputContext) -> None:
+def describe_equipment(ds: Dataset, context: OutputContext) -> None:
     """General Equipment (PS3.3 C.7.5.1): the node, since it produced the instance."""
     node = context.node
     ds.Manufacturer = ascii_text(node.manufacturer, MAX_LO)
@@ -221,7 +221,7 @@ def _describe_equipment(ds: Dataset, context: OutputContext) -> None:
     ds.SoftwareVersions = [ascii_text(version, MAX_LO) for version in node.software_versions]
 
 
-def _date(ds: Dataset, context: OutputContext) -> None:
+def put_dates(ds: Dataset, context: OutputContext) -> None:
     """Series, content and creation date and time: the job's, in the source's time zone."""
     created = context.created_in(tags.text(ds, "TimezoneOffsetFromUTC"))
     date, time = created.strftime("%Y%m%d"), created.strftime("%H%M%S")

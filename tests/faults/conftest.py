@@ -29,9 +29,10 @@ from pynetdicom import AE
 
 from config.settings import Settings
 from engine.session import SessionPolicy
-from node.build import build, context_of
+from node.build import build
 from node.ledger import LEDGER_FILE, Ledger
 from node.models import ModelStore
+from node.outputs.context import context_of
 from node.outputs.encoding import to_bytes
 from node.worker import Engines, local_time
 

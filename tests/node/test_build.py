@@ -12,9 +12,10 @@ from pydicom.uid import UID
 from config.settings import Settings
 from engine.pipeline import Engine, open_engine
 from engine.session import SessionPolicy
-from node.build import build, context_of, read_examined
+from node.build import build, read_examined
 from node.errors import SeriesRejected
 from node.outputs import to_bytes
+from node.outputs.context import context_of
 
 CREATED = datetime(2026, 1, 2, 3, 4, 5)
 SETTINGS = Settings()

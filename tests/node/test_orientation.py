@@ -14,8 +14,9 @@ from config.settings import Settings
 from engine.pipeline import open_engine
 from engine.session import SessionPolicy
 from engine.volume import Geometry, Volume
-from node.build import build, context_of
+from node.build import build
 from node.orientation import axes_to_flip, flipped, is_turned
+from node.outputs.context import context_of
 
 UPRIGHT = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 SIGNS = list(product((1.0, -1.0), repeat=3))

@@ -1,0 +1,105 @@
+"""`s2node recall`: take back what a model made."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from node.commands.exits import FAILED
+from node.commands.jobs import open_ledger
+from node.commands.options import AsJson, ConfigFile, settings_of
+from node.commands.screen import err, say, show_rows, show_table
+from node.errors import NodeError
+from node.rejection.note import Reason
+from node.rejection.retract import Found, Retractor
+from node.spool import Spool
+
+
+def moment_of(text: str) -> float:
+    """``2026-11-23`` or ``2026-11-23T14:30`` on this machine's clock as epoch seconds."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no date: write 2026-11-23 or 2026-11-23T14:30") from None
+
+
+def recall(
+    model: Annotated[
+        str, typer.Option("--model", metavar="ID", help="Id or digest of the model, as `jobs show` has it.")
+    ],
+    since: Annotated[
+        str,
+        typer.Option(
+            "--since",
+            metavar="DATE",
+            callback=lambda text: moment_of(text) and text,
+            help="Results built since then, by this machine's clock: 2026-11-23 or 2026-11-23T14:30.",
+        ),
+    ],
+    reason: Annotated[
+        Reason,
+        typer.Option(
+            "--reason", help="What the note says: safety (113037), quality (113001), expired (113039)."
+        ),
+    ] = Reason.SAFETY,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be recalled.")] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take back every result a model made: rejection notes go to where they were sent.
+
+    A note is a Key Object Selection (IHE IOCM) and a job of its own: the running node delivers it. What was
+    not sent yet is not sent any more. Purged jobs are found too. Activate another model first.
+    """
+    settings = settings_of(config)
+    failed = False
+    rows: list[dict[str, Any]] = []
+    with open_ledger(settings) as ledger:
+        retractor = Retractor(settings, ledger, Spool(settings.storage.data_dir), time.time)
+        for found in retractor.find(model, moment_of(since)):
+            rows.append(_row(found))
+            if not dry_run:
+                failed = not _recall(retractor, found, model, reason, rows[-1]) or failed
+    if as_json:
+        show_rows(rows)
+    else:
+        show_table(
+            ("job", "state", "series", "instances", "destinations", "note"), [_cells(row) for row in rows]
+        )
+        say(f"{len(rows)} jobs; nothing was recalled" if dry_run else f"{len(rows)} jobs recalled")
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def _recall(retractor: Retractor, found: Found, model: str, reason: Reason, row: dict[str, Any]) -> bool:
+    """Recall one job and say so in its row; False where it could not be."""
+    try:
+        made = retractor.recall(found, model, reason)
+    except NodeError as error:
+        err.print(f"job {found.job.id}: {error}")
+        return False
+    if made is None:
+        err.print(f"job {found.job.id}: it changed meanwhile; run the command again")
+        return False
+    row["note"] = made.note_id
+    row["state"] = retractor.ledger.job(found.job.id).state
+    return True
+
+
+def _row(found: Found) -> dict[str, Any]:
+    series = {output.series_instance_uid for output in found.outputs}
+    return {
+        "job": found.job.id,
+        "state": found.job.state,
+        "series": len(series),
+        "instances": len(found.outputs),
+        "destinations": found.destinations,
+        "note": None,
+    }
+
+
+def _cells(row: dict[str, Any]) -> list[object]:
+    return [" ".join(value) if isinstance(value, tuple) else value for value in row.values()]

@@ -1,0 +1,37 @@
+"""Instances that were set aside: other bytes came under a SOP Instance UID that a job already holds."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from node.ledger import moves
+from node.ledger.rows import SetAside
+
+
+def record(db: sqlite3.Connection, aside: SetAside, path: str, now: float) -> None:
+    """Keep one, with a line in the job's history; one that comes again counts once more."""
+    known = db.execute(
+        "UPDATE quarantined SET at = ?, times = times + 1, removed_at = NULL WHERE path = ?", (now, path)
+    )
+    if known.rowcount:
+        return
+    db.execute(
+        "INSERT INTO quarantined (job_id, path, sha256, bytes, calling_ae, reason, at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (aside.job_id, path, aside.sha256, aside.bytes, aside.calling_ae, aside.reason, now),
+    )
+    state = moves.state_of(db, aside.job_id)
+    words = f"an instance from {aside.calling_ae} is in quarantine: {aside.reason}"
+    moves.note(db, aside.job_id, now, from_state=state, to_state=state, text=words)
+
+
+def listed(db: sqlite3.Connection, before: float) -> list[sqlite3.Row]:
+    """What is in quarantine and came before then, oldest first."""
+    return db.execute(
+        "SELECT * FROM quarantined WHERE removed_at IS NULL AND at <= ? ORDER BY id", (before,)
+    ).fetchall()
+
+
+def remove(db: sqlite3.Connection, number: int, now: float) -> None:
+    """The file is gone."""
+    db.execute("UPDATE quarantined SET removed_at = ? WHERE id = ?", (now, number))
