@@ -142,6 +142,9 @@ class ListenSettings(Frozen):
     """Associations one calling AE title may have open."""
     max_pdu_bytes: int = Field(default=131_072, ge=4096, le=4_194_304)
     """Largest protocol data unit accepted, in bytes."""
+    max_in_flight_bytes: int = Field(default=2 * GIB, ge=1024 * 1024)
+    """Bytes of instances that may be in memory at once, over all associations, before they are on the disk.
+    The association that would exceed them is aborted; one of storage.max_instance_bytes always fits."""
     network_timeout_s: Seconds = 60.0
     """Seconds of silence on an open association after which it is closed."""
     acse_timeout_s: Seconds = 30.0

@@ -255,7 +255,8 @@ class Listener:
 
     def _on_store(self, event: evt.Event) -> int | Dataset:
         request = cast(C_STORE, event.request)
-        with (request.DataSet or BytesIO()).getbuffer() as data:
+        messages = cast(BoundedMessages, event.assoc.dimse)
+        with messages.serving(), (request.DataSet or BytesIO()).getbuffer() as data:
             answer = self._store(
                 Arrival(
                     sop_class_uid=str(request.AffectedSOPClassUID),
@@ -343,6 +344,7 @@ class Server(ThreadedAssociationServer):
         self.listen = listen
         self.doorkeeper = doorkeeper
         self.max_instance_bytes = max_instance_bytes
+        self.in_flight = InFlight(max(listen.max_in_flight_bytes, max_instance_bytes + MAX_PDU_SLACK_BYTES))
         self._guard = threading.Lock()
         self._waiting: set[Connection] = set()
         self.alarm: Alarm = nobody
@@ -464,7 +466,7 @@ class Connection(RequestHandler):
 
     def _create_association(self) -> Association:
         assoc = super()._create_association()
-        assoc.dimse = BoundedMessages(assoc, self.server.max_instance_bytes, self.server.alarm)
+        assoc.dimse = BoundedMessages(assoc, self.server)
         assoc.dul.state_machine = UpperLayer(assoc.dul)
         taken_over = cast(AssociationSocket, assoc.dul.socket)
         assoc.dul.socket = BoundedSocket(taken_over, self.server.listen)
@@ -533,32 +535,65 @@ class UpperLayer(StateMachine):
             self.dul.to_user_queue.put(cast(Any, None))  # what waits for the request hears that none comes
 
 
-class BoundedMessages(DIMSEServiceProvider):
-    """Ends the association of a peer whose message is too long, or who does not wait for answers."""
+class InFlight:
+    """Bytes of messages that are in memory, over all associations."""
 
-    def __init__(self, assoc: Association, max_message_bytes: int, alarm: Alarm) -> None:
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._guard = threading.Lock()
+        self._held: dict[threading.Thread, int] = {}
+
+    def hold(self, assoc: threading.Thread, count: int) -> bool:
+        """Note that ``assoc`` holds ``count`` bytes now; whether all together hold no more than they may."""
+        with self._guard:
+            self._held[assoc] = count
+            self._held = {one: held for one, held in self._held.items() if held and one.is_alive()}
+            return sum(self._held.values()) <= self._most_bytes
+
+
+class BoundedMessages(DIMSEServiceProvider):
+    """Ends the association of a peer whose message is too long, or who does not wait for answers.
+
+    So that many peers cannot fill the memory together either, the one whose message no longer fits is ended.
+    """
+
+    def __init__(self, assoc: Association, server: Server) -> None:
         super().__init__(assoc)
-        self._alarm = alarm
-        self._max_message_bytes = max_message_bytes + MAX_PDU_SLACK_BYTES
+        self._alarm = server.alarm
+        self._in_flight = server.in_flight
+        self._max_message_bytes = server.max_instance_bytes + MAX_PDU_SLACK_BYTES
 
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Take the next fragment, or have the association aborted (Evt19: invalid PDU, PS3.8 9.2)."""
-        if self._is_too_much():
-            log.warning("association aborted", reason="more data than a message may have")
+        if words := self._too_much():
+            log.warning("association aborted", reason=words)
             peer = self.assoc.requestor
-            self._alarm(Alert(AlertKind.TOO_LONG, "message too long", peer.address, peer.ae_title))
+            self._alarm(Alert(AlertKind.TOO_LONG, words, peer.address, peer.ae_title))
             self.message = None
+            self._in_flight.hold(self.assoc, 0)
             self.dul.event_queue.put("Evt19")
             return
         super().receive_primitive(primitive)
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """A message is dealt with; then its memory is free again."""
+        try:
+            yield
+        finally:
+            self._in_flight.hold(self.assoc, 0)
 
     def send_msg(self, primitive: Any, context_id: int) -> None:
         """Send an answer, unless the association ended while it was made."""
         if self.dul.state_machine.current_state in DATA_STATES:
             super().send_msg(primitive, context_id)
 
-    def _is_too_much(self) -> bool:
+    def _too_much(self) -> str:
+        """Why the next fragment is not taken; nothing where it is."""
         if self.msg_queue.qsize() >= MAX_WAITING_MESSAGES:
-            return True
+            return "more messages than may wait"
         parts = (self.message.encoded_command_set, self.message.data_set) if self.message else ()
-        return sum(part.tell() for part in parts if part) > self._max_message_bytes
+        size = sum(part.tell() for part in parts if part)
+        if size > self._max_message_bytes:
+            return "message too long"
+        return "" if self._in_flight.hold(self.assoc, size) else "more in memory than max_in_flight_bytes"

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,12 @@ from pydicom.sequence import Sequence
 from pydicom.uid import CTImageStorage, MRImageStorage
 from pynetdicom import AE, _config, build_context
 from pynetdicom.association import Association
-from pynetdicom.dimse_messages import C_ECHO_RQ
+from pynetdicom.dimse_messages import C_ECHO_RQ, C_STORE_RQ
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.pdu import P_DATA_TF
 
 from config.settings import ListenSettings, Settings
+from node.alarm import Alarm, Alert, nobody
 from node.ledger import Ledger
 from node.private import write_private_block
 from node.receive import PREAMBLE, Arrival, Receiver, file_head
@@ -87,12 +89,12 @@ def sent_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def running(folder: Path, **changes: dict[str, Any]) -> Iterator[Running]:
+def running(folder: Path, alarm: Alarm = nobody, **changes: dict[str, Any]) -> Iterator[Running]:
     listen = {"port": free_port(), **changes.get("listen", {})}
     storage = {"data_dir": folder / "data", "min_free_bytes": 0, **changes.get("storage", {})}
     settings = Settings.model_validate({"listen": listen, "storage": storage})
     spool = Spool(settings.storage.data_dir, settings.storage.min_free_bytes)
-    with Ledger(spool.root / "ledger.sqlite3") as ledger, Scp(settings, ledger, spool) as scp:
+    with Ledger(spool.root / "ledger.sqlite3") as ledger, Scp(settings, ledger, spool, alarm=alarm) as scp:
         yield Running(scp, spool, ledger, settings)
 
 
@@ -699,6 +701,39 @@ def test_a_message_without_end_aborts_the_association(tmp_path: Path) -> None:
         assert "Status" not in answer
         wait_until(lambda: not assoc.is_established)
         echo(node)
+
+
+def test_many_peers_together_cannot_fill_the_memory(tmp_path: Path) -> None:
+    """Four messages of which each is short enough; the one that no longer fits ends its association."""
+    told: list[Alert] = []
+    bounds = {"listen": {"max_in_flight_bytes": 2**20}, "storage": {"max_instance_bytes": 2**20}}
+    with running(tmp_path, alarm=told.append, **bounds) as node:
+        assocs = [node.associate(calling=f"CT{number}") for number in range(4)]
+        for assoc in assocs:
+            send_half(assoc, bytes(900_000))
+        wait_until(lambda: any(not assoc.is_established for assoc in assocs))
+        assert {alert.words for alert in told} == {"more in memory than max_in_flight_bytes"}
+        for assoc in assocs:
+            assoc.abort()
+        wait_until(lambda: node.scp.open_associations == 0)
+        path = ct_file(tmp_path, PixelData=bytes(900_000))
+        assert [answer.Status for answer in node.send(path, path)] == [0x0000, 0x0000]
+
+
+def send_half(assoc: Association, data: bytes) -> None:
+    """The beginning of a C-STORE of ``data``: all fragments but the last."""
+    context = next(cx for cx in assoc.accepted_contexts if cx.abstract_syntax == CTImageStorage)
+    request = C_STORE()
+    request.MessageID, request.Priority = 1, 2
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = CTImageStorage, "1.2.3.1"
+    request.DataSet = BytesIO(data)
+    message = C_STORE_RQ()
+    message.primitive_to_message(request)
+    for fragment in list(message.encode_msg(context.context_id, 16_384))[:-1]:
+        pdu = P_DATA_TF()
+        pdu.from_primitive(fragment)
+        with suppress(OSError):
+            assoc.dul.socket.socket.sendall(pdu.encode())
 
 
 def test_a_peer_that_does_not_wait_for_answers_is_cut_off(node: Running, tmp_path: Path) -> None:
