@@ -14,8 +14,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
+from threading import Event
 
-from config.settings import FolderDestination, Settings, StoreDestination
+from config.settings import ArchivePeer, FolderDestination, Settings, StoreDestination
 from engine.bundle import read_bundle
 from engine.errors import EngineError
 from engine.session import open_graphs
@@ -26,6 +27,7 @@ from node.errors import NodeError
 from node.ledger import LEDGER_FILE
 from node.ledger.schema import MIGRATIONS, version_of
 from node.models import ModelStore
+from node.pull.query import FIND, GET, MOVE, conversation
 from node.refresh import lacking
 from node.watch import site
 from node.worker import policy_of
@@ -195,6 +197,34 @@ def _echo(name: str, peer: StoreDestination, level: Level) -> tuple[Level, str, 
     return Level.OK, f"{name}: answers a C-ECHO", ""
 
 
+def _archives(settings: Settings, _now: float) -> Found:
+    for archive in settings.archives:
+        try:
+            yield from _archive(settings, archive)
+        except NodeError as error:
+            yield Level.WARNING, f"{archive.name}: {error}", CURES["archives"]
+    if not settings.archives:
+        yield Level.OK, "none to fetch from: [[archives]]", ""
+
+
+def _archive(settings: Settings, archive: ArchivePeer) -> Found:
+    """Whether the archive takes our questions; whether it would send to us only a C-MOVE can tell."""
+    listen, is_move = settings.listen, archive.retrieve == "move"
+    with conversation(archive, listen.ae_title, Event(), settings.storage.max_instance_bytes) as talk:
+        for model in (FIND, MOVE if is_move else GET):
+            talk.require(model)
+    if not is_move:
+        yield Level.OK, f"{archive.name}: offers C-FIND and C-GET", ""
+        return
+    words = f"whether it knows {listen.ae_title} as a move destination only `s2node fetch` shows"
+    yield Level.OK, f"{archive.name}: offers C-FIND and C-MOVE; {words}", ""
+    for name in ("allow_ae_titles", "store_ae_titles"):
+        allowed = getattr(listen, name)
+        if allowed and archive.ae_title not in allowed:
+            what = f"{archive.name}: listen.{name} lacks {archive.ae_title}, which would send to us"
+            yield Level.WARNING, what, f'add {archive.ae_title} to it, or write retrieve = "get"'
+
+
 def _watch(settings: Settings, _now: float) -> Found:
     watch = settings.watch
     where = f"http://{watch.host}:{watch.port}"
@@ -258,6 +288,7 @@ CHECKS: Mapping[str, Check] = {
     "certificates": _certificates,
     "listener": _listener,
     "peers": _peers,
+    "archives": _archives,
     "watch": _watch,
     "audit": _audit,
 }
@@ -272,6 +303,7 @@ CURES: Mapping[str, str] = {
     "provider": "install what engine.provider asks for, or choose another one",
     "certificates": "name PEM files that its user may read, and a key without a pass phrase",
     "listener": "systemctl status s2node; journalctl -u s2node -n 50",
+    "archives": "check host, port and AE titles here and there, and what the archive lets us retrieve",
     "peers": "check host, port and AE titles here and there, the firewall, and whether the peer is up",
     "watch": "write another watch.port, or stop the program that has it: ss -ltnp",
     "audit": "check audit.syslog_host and its certificate, and that the node's user may write data_dir/audit",

@@ -13,6 +13,7 @@ from node.outputs import OUTPUTS
 from node.outputs.enhancement_map import LARGEST_STORED, OFFSET_HU
 from node.outputs.phases import PHASE_STYLES
 from node.peers import REJECTIONS
+from node.pull.answer import RETRIEVE_STATUSES
 from node.receive import STATUSES
 from node.scp import CT_CLASSES, PREFERRED_SYNTAXES
 from node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -69,6 +70,19 @@ def test_every_status_a_peer_may_give_is_in_the_line_of_its_verdict(row):
     line = next(line for line in PAGE.splitlines() if lines[row.verdict] in line and line.startswith("| 0x"))
     within_warnings = row.first >= 0xB000 and row.last <= 0xBFFF
     assert ("0xB000–0xBFFF" if within_warnings else f"0x{row.first:04X}") in line
+
+
+@pytest.mark.parametrize("row", RETRIEVE_STATUSES, ids=lambda row: f"{row.first:04X}")
+def test_every_status_an_archive_may_give_is_in_the_line_of_its_verdict(row):
+    table = PAGE.partition("| retrieve status |")[2].partition("\n\n")[0]
+    words = {
+        "DONE": "looks what came",
+        "PENDING": "waits for the next answer",
+        "WAIT": "tries again later",
+        "REFUSED": "asks no more",
+    }
+    line = next(line for line in table.splitlines() if words[row.verdict] in line)
+    assert f"0x{row.first:04X}" in line
 
 
 @pytest.mark.parametrize("rejection", REJECTIONS.values(), ids=lambda one: one.words)
