@@ -89,10 +89,7 @@ def refresh(request: Request) -> Verdict:
     new = measured(candidate, request)
     verdict = judge(old, new)
     write_comparison(request.out, old, new, verdict)
-    if verdict.accepted:
-        candidate.rename(request.new_bundle)
-    else:
-        shutil.rmtree(candidate)
+    keep_or_drop(candidate, verdict, request.new_bundle)
     return verdict
 
 
@@ -141,9 +138,15 @@ def refreshed_config(file: Path, start: ckpt.Checkpoint, bundle: Bundle, request
     values[start.stage] = stage
     changes = read_table(request.config) if request.config else {}
     try:
-        return kind.model_validate(merged(values, changes))
+        config = kind.model_validate(merged(values, changes))
     except ValidationError as error:
         raise TrainConfigInvalid(request.config or file, reasons(error)) from None
+    if config.data.window_hu != bundle.manifest.window_hu:
+        window = list(bundle.manifest.window_hu)
+        raise TrainConfigInvalid(
+            request.config or file, f"data.window_hu has to stay {window}: errors are compared within it"
+        )
+    return config
 
 
 def next_version(version: str) -> str:
@@ -203,6 +206,14 @@ def write_comparison(out: Path, old: PhaseRows, new: PhaseRows, verdict: Verdict
         "regions": [asdict(change) for change in verdict.changes],
     }
     (out / "verdict.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def keep_or_drop(candidate: Path, verdict: Verdict, place: Path) -> None:
+    """The candidate is at ``place`` if it was accepted, and else nowhere."""
+    if verdict.accepted:
+        candidate.rename(place)
+    else:
+        shutil.rmtree(candidate)
 
 
 def _check_folders(request: Request) -> None:
