@@ -23,7 +23,8 @@ Secure = Annotated[
     bool, typer.Option("--tls", help="Speak TLS, with the certificates in [tls] of the configuration.")
 ]
 TlsName = Annotated[
-    str, typer.Option("--tls-name", help="Name that the peer's certificate has to carry; without it, HOST.")
+    str | None,
+    typer.Option("--tls-name", help="Name that the peer's certificate has to carry; without it, HOST."),
 ]
 
 
@@ -35,7 +36,7 @@ def send(
     calling: Calling = "S2NODE-SEND",
     timeout_s: Timeout = 60.0,
     tls: Secure = False,
-    tls_name: TlsName = "",
+    tls_name: TlsName = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -43,7 +44,7 @@ def send(
 
     Exit 0 if the peer has every DICOM instance of the folder, 1 if not.
     """
-    peer = _peer(host, port, called, calling, timeout_s, _files(tls, config), tls_name)
+    peer = _peer(host, port, called, calling, timeout_s, _files(tls, config), tls_name or "")
     paths = scu.dicom_files(folder)
     with progress_bar(f"to {called}", total=len(paths)) as progress:
         sent = scu.send(peer, paths, progress)
@@ -64,11 +65,11 @@ def echo(
     calling: Calling = "S2NODE-SEND",
     timeout_s: Timeout = 10.0,
     tls: Secure = False,
-    tls_name: TlsName = "",
+    tls_name: TlsName = None,
     config: ConfigFile = None,
 ) -> None:
     """Ask a DICOM peer whether it is there (C-ECHO)."""
-    scu.echo(_peer(host, port, called, calling, timeout_s, _files(tls, config), tls_name))
+    scu.echo(_peer(host, port, called, calling, timeout_s, _files(tls, config), tls_name or ""))
     say(f"{called} at {host}:{port} answers")
 
 
