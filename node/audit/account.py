@@ -7,6 +7,10 @@ import pwd
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
 
 from config.settings import Settings, StoreDestination
 from node.alarm import Alert, AlertKind
@@ -160,14 +164,20 @@ class Account:
         return study, Thing(number, PATIENT_NUMBER, "1", "1", name)
 
     def _patient(self, job: Job) -> tuple[str, str]:
-        """Patient ID and name, from the first file of the job that is still there and can be read."""
+        """Patient ID and name, from the first file that can be read, or what a purge left of it."""
         paths = [instance.path for instance in self.ledger.instances(job.id)[:1]]
         paths += [output.path for output in self.ledger.outputs(job.id)[:1]]
         for path in paths:
             header = attempt(lambda path=path: read_header(path, self.settings.intake.limits))  # type: ignore[misc]
             if not isinstance(header, Failure):
-                return str(header.get("PatientID") or UNKNOWN), str(header.get("PatientName") or "")
-        return UNKNOWN, ""
+                return named_in(header)
+        kept = self.ledger.identity(job.id)
+        return (UNKNOWN, "") if kept is None else named_in(dcmread(BytesIO(kept)))
+
+
+def named_in(header: Dataset) -> tuple[str, str]:
+    """Patient ID and name of a header."""
+    return str(header.get("PatientID") or UNKNOWN), str(header.get("PatientName") or "")
 
 
 TOLD: Mapping[State, Callable[[Account, Job, float], Iterator[Message]]] = {

@@ -6,6 +6,7 @@ import errno
 import heapq
 import logging
 import os
+from contextlib import suppress
 from itertools import count
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -43,6 +44,8 @@ class Trail:
         for folder in (self._folder, self._waiting):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._file = _File(self._folder / FILE, audit) if audit.to_file else None
+        for part in self._waiting.glob("*.part"):  # of a node that was killed
+            part.unlink()
         self._count = waiting(data_dir)
 
     @property
@@ -97,10 +100,28 @@ class _File(RotatingFileHandler):
         super().__init__(path, maxBytes=audit.file_bytes, backupCount=audit.files, delay=True)
 
     def write(self, xml: bytes) -> None:
-        """One line; raises OSError."""
-        self.handle(logging.makeLogRecord({"msg": xml.decode()}))
-        if self.stream is not None:
-            os.fsync(self.stream.fileno())
+        """One whole line, or OSError and no part of it."""
+        record = logging.makeLogRecord({"msg": xml.decode()})
+        if self.shouldRollover(record):
+            self.doRollover()
+        path = Path(self.baseFilename)
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            self.handle(record)
+            if self.stream is not None:
+                os.fsync(self.stream.fileno())
+        except OSError:
+            self._forget(path, size)
+            raise
+
+    def _forget(self, path: Path, size: int) -> None:
+        """Take back what was written of a line, in the file and on its way there."""
+        stream, self.stream = self.stream, None
+        with suppress(OSError):
+            if stream is not None:
+                stream.close()
+        with suppress(OSError):
+            os.truncate(path, size)
 
     def _open(self) -> Any:
         return open(self.baseFilename, "a", encoding="utf-8", opener=_private)

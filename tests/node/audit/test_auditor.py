@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -226,6 +227,54 @@ def test_what_cannot_be_written_is_written_later_and_raises_nothing(
     one.write()
     assert not one.writing.reason
     assert len(written(tmp_path)) == 1 + 5
+
+
+def test_a_line_that_does_not_fit_on_the_disk_leaves_no_part_of_it(
+    tmp_path: Path, auditor: Callable[..., Auditor]
+) -> None:
+    one = auditor(to_file=True)
+    file = tmp_path / "node" / "audit" / "messages.log"
+    file.write_bytes(b"<AuditMessage>earlier</AuditMessage>\n" * 15_000)
+    before = file.stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before + 100, hard))
+    try:
+        one.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert one.writing.reason == "File too large"
+    assert file.stat().st_size == before
+    one.start()
+    lines = file.read_bytes().splitlines()
+    SCHEMA.assertValid(etree.fromstring(lines[-1]))
+    assert len(lines) == 15_001
+
+
+def test_what_a_killed_node_left_half_written_is_not_sent(
+    tmp_path: Path, auditor: Callable[..., Auditor], tls: dict[str, Any], repository: Callable[..., Any]
+) -> None:
+    receiver = repository()
+    waiting = tmp_path / "node" / "audit" / "waiting"
+    waiting.mkdir(parents=True)
+    (waiting / "1.part").write_bytes(b"half")
+    (waiting / "2.msg").write_bytes(b"5 whole")
+    one = auditor(tls, syslog_host="127.0.0.1", syslog_port=receiver.port)
+    one.send()
+    assert receiver.messages == [b"whole"]
+    assert list(waiting.iterdir()) == []
+
+
+def test_who_a_purged_job_was_about_is_told_where_a_purge_left_it(
+    ledger: Ledger, tmp_path: Path, file: Path, auditor: Callable[..., Auditor]
+) -> None:
+    one = auditor(to_file=True)
+    job_id = journey(ledger, file)
+    ledger.keep_identity(job_id, file.read_bytes())
+    file.unlink()
+    ledger.move(job_id, State.PURGED, 9.0)
+    one.write()
+    removed = written(tmp_path)[-1].findall("ParticipantObjectIdentification")[1]
+    assert removed.get("ParticipantObjectID") == "ID0017"
 
 
 def test_messages_reach_a_repository_over_tls_framed_and_valid(
