@@ -23,7 +23,7 @@ from engine.errors import BundleInvalid, ProviderMissing
 from engine.session import SessionPolicy, cpu_threads, open_graphs
 from engine.volume import Float32
 from export.graph import weights_of
-from export.s2ldm import Model
+from export.s2ldm import SOFT, Model
 from train.cli import EXIT_CONFIG
 from train.config import TrainConfig
 from train.evaluate import active_bundles
@@ -112,7 +112,8 @@ def rebuild(bundle: Bundle) -> Model:
     """
     config = TrainConfig.model_validate(bundle.manifest.run["config"])
     found = {name: _weights(bundle, name) for name in ("encoder", "denoiser", "decoder")}
-    autoencoder = SyncreticAutoencoder(config.autoencoder)
+    window = config.soft_window if f"autoencoder.{SOFT}" in found["decoder"] else None
+    autoencoder = SyncreticAutoencoder(config.autoencoder, window)
     _fill(bundle, autoencoder, found["encoder"] | found["decoder"], "autoencoder.")
     denoiser = Denoiser(config, bundle.manifest.phase)
     _fill(bundle, denoiser, found["denoiser"], "")

@@ -21,6 +21,8 @@ from train.s2ldm.quantizer import VectorQuantizer
 
 STAGE = "diffusion"
 JOINT = "joint"
+SOFT = "exit.soft.weight"
+"""What only an exit with a soft window has."""
 
 
 class EncoderGraph(nn.Module):
@@ -148,8 +150,9 @@ def part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def build_autoencoder(config: TrainConfig, weights: Mapping[str, Tensor]) -> SyncreticAutoencoder:
-    """Stage 1's network with ``weights``; strict."""
-    autoencoder = SyncreticAutoencoder(config.autoencoder)
+    """Stage 1's network with ``weights``, widened where stage 3 has widened it; strict."""
+    window = config.soft_window if SOFT in weights else None
+    autoencoder = SyncreticAutoencoder(config.autoencoder, window)
     autoencoder.load_state_dict(weights)
     return autoencoder.requires_grad_(False).eval()
 

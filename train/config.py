@@ -289,6 +289,8 @@ class JointConfig(Frozen):
 
     latent: Weight = 0.1
     """Weight of the L1 between the sampled latent and E_c, which keeps it where the codebook has codes."""
+    soft_window: bool = False
+    """The exit of D sees x_n in ``diffusion.soft_window_hu`` too, by a convolution that begins at zero."""
     local: Weight = 0.0
     """What 100 HU between a voxel's enhancement and that around it add to its weight in L_rec."""
     optimiser: OptimiserConfig = OptimiserConfig(lr=5e-4)

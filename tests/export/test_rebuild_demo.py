@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from engine.bundle import read_bundle
 from export import rebuild_demo
+from export.bench import rebuild
 from train.config import TrainConfig, load_train_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -46,7 +47,11 @@ def test_a_rebuild_makes_the_bundles_of_both_phases_and_goes_on_where_it_was(
     ]
     monkeypatch.setattr(rebuild_demo, "METRIC_CASES", 0)  # type: ignore[attr-defined]
     assert CliRunner().invoke(app, [*places, "--phase", "venous"]).exit_code == 0
-    assert read_bundle(tmp_path / "bundles" / "venous").manifest.phase == "venous"
+    bundle = read_bundle(tmp_path / "bundles" / "venous")
+    assert bundle.manifest.phase == "venous"
+    assert rebuild(bundle).autoencoder.exit.soft_window, (
+        "stage 3 widened the exit, and so does what is read back"
+    )
     commands = rebuild_demo.commands("venous", tmp_path / "runs", tmp_path / "bundles", config)
     assert all("--resume" in command for command in commands[:-1])
 

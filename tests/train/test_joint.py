@@ -21,7 +21,7 @@ from train.s2ldm.formulation import sampler_spec
 def joint(config: TrainConfig, steps: int) -> TrainConfig:
     """``config`` with a stage 3 of this length."""
     shared = {"steps": steps, "validation_crops": 4, "log_steps": 1}
-    return TrainConfig.model_validate(config.model_dump() | {"joint": {"loop": shared}})
+    return TrainConfig.model_validate(config.model_dump() | {"joint": {"loop": shared, "soft_window": True}})
 
 
 def test_stage_three_improves_what_is_painted_and_leaves_encoder_and_codebook(
@@ -42,6 +42,14 @@ def test_stage_three_improves_what_is_painted_and_leaves_encoder_and_codebook(
 def figure(folder: Path) -> float:
     card = json.loads((folder / "run.json").read_text())
     return float(card["latest"]["psnr/model"])
+
+
+def test_the_narrow_window_of_the_exit_begins_as_nothing_and_is_learnt(trained: Any, tmp_path: Path) -> None:
+    config = joint(trained.config, 3)
+    translator, _ = three.load_translator(trained.stage_two, config)
+    assert not translator.autoencoder.exit.soft.weight.any()
+    out = three.train_joint(config, trained.stage_two, tmp_path / "three", trained.cache)
+    assert ckpt.load(out).states["ema"]["module.autoencoder.exit.soft.weight"].any()
 
 
 def test_it_samples_as_the_engine_does(trained: Any) -> None:

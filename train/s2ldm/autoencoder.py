@@ -13,6 +13,7 @@ from train import ranks
 from train.config import AutoencoderConfig, Shape
 from train.s2ldm.quantizer import Quantized, VectorQuantizer
 
+Window = tuple[float, float]
 IN_PLANE: dict[str, Any] = {"kernel_size": (1, 3, 3), "padding": (0, 1, 1)}
 
 
@@ -32,6 +33,11 @@ def depth_to_space(x: Tensor, patch: Shape) -> Tensor:
     return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, c // (pd * ph * pw), d * pd, h * ph, w * pw)
 
 
+def stretch(x: Tensor, low: float, high: float) -> Tensor:
+    """x with [low, high] spread over [-1, 1], and clipped there."""
+    return ((x - low) * (2 / (high - low)) - 1).clamp(-1, 1)
+
+
 class StageOne(NamedTuple):
     """What a step of stage 1 needs; ``e_n`` is None unless syncretic, ``from_n`` unless translated too."""
 
@@ -46,7 +52,7 @@ class StageOne(NamedTuple):
 class PlainExit(nn.Module):
     """``source_skip = "none"``, the paper: D(z) alone; one small convolution smooths the pixel shuffle."""
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AutoencoderConfig, soft_window: Window | None = None) -> None:
         super().__init__()
         self.patch = config.patch_embed
         self.features = math.prod(self.patch) * config.exit_channels
@@ -61,9 +67,10 @@ class ResidualExit(nn.Module):
     """``source_skip = "residual"``: D(z, x_n) = x_n + Δ(z, x_n), Δ begun at zero.
 
     The latent then carries only what contrast adds; anatomy comes from the source, which service has too.
+    With ``soft_window``, in x_n's units, x_n is seen in this window besides, by a convolution begun at zero.
     """
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AutoencoderConfig, soft_window: Window | None = None) -> None:
         super().__init__()
         self.patch = config.patch_embed
         self.features = config.head_channels - math.prod(self.patch)
@@ -78,10 +85,18 @@ class ResidualExit(nn.Module):
         self.last = nn.Conv3d(2 * full, 1, **IN_PLANE)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
+        self.soft_window = soft_window
+        if soft_window:
+            self.soft = nn.Conv3d(math.prod(self.patch), width, kernel_size=3, padding=1)
+            nn.init.zeros_(self.soft.weight)
+            nn.init.zeros_(self.soft.bias)
 
     def forward(self, features: Tensor, x_n: Tensor) -> Tensor:
         """Decoder features at patch resolution and the source to x_c."""
-        merged = self.merge(torch.cat([features, space_to_depth(x_n, self.patch)], dim=1))
+        seen = self.merge[0](torch.cat([features, space_to_depth(x_n, self.patch)], dim=1))
+        if self.soft_window:
+            seen = seen + self.soft(space_to_depth(stretch(x_n, *self.soft_window), self.patch))
+        merged = self.merge[1:](seen)
         full = torch.cat([depth_to_space(merged, self.patch), x_n], dim=1)
         return x_n + self.last(self.refine(full))
 
@@ -93,10 +108,10 @@ class SyncreticAutoencoder(nn.Module):
     """E: x in [-1, 1] (B, 1, D, H, W) to pre-quantisation latents (B, C, d, h, w); D: latents to x_c.
 
     Both sides are MONAI's; space-to-depth at the door keeps full-resolution convolutions cheap. D also takes
-    x_n, which only the exit of ``source_skip = "residual"`` looks at.
+    x_n, which only the exit of ``source_skip = "residual"`` looks at, in ``soft_window`` too if there is one.
     """
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AutoencoderConfig, soft_window: Window | None = None) -> None:
         super().__init__()
         self.config = config
         patch = config.patch_embed
@@ -112,7 +127,7 @@ class SyncreticAutoencoder(nn.Module):
         }
         moments = 2 if config.quantizer.regularizer == "kl" else 1
         self.encoder = Encoder(in_channels=voxels, out_channels=moments * config.latent_channels, **shared)
-        self.exit = EXITS[config.source_skip](config)
+        self.exit = EXITS[config.source_skip](config, soft_window)
         self.decoder = Decoder(
             in_channels=config.latent_channels,
             out_channels=self.exit.features,

@@ -9,7 +9,7 @@ from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
 from train.config import PHASES, Phase, TrainConfig
-from train.s2ldm.autoencoder import space_to_depth
+from train.s2ldm.autoencoder import space_to_depth, stretch
 
 TIME_SCALE = 1000.0
 
@@ -66,8 +66,3 @@ class Denoiser(nn.Module):
         if phase is None and self.phase is None:
             raise ValueError("this denoiser has to be told the phase")
         return torch.full((len(z_t),), self.phase, device=z_t.device) if phase is None else phase
-
-
-def stretch(x: Tensor, low: float, high: float) -> Tensor:
-    """x with [low, high] spread over [-1, 1], and clipped there."""
-    return ((x - low) * (2 / (high - low)) - 1).clamp(-1, 1)

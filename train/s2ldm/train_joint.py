@@ -58,7 +58,8 @@ class LatentTranslator(nn.Module):
     def __init__(self, config: TrainConfig, scale: float) -> None:
         super().__init__()
         self.denoiser = Denoiser(config)
-        self.autoencoder = SyncreticAutoencoder(config.autoencoder)
+        window = config.soft_window if config.joint.soft_window else None
+        self.autoencoder = SyncreticAutoencoder(config.autoencoder, window)
         self.steps, self.scale = config.diffusion.sampler.steps, scale
         self.autoencoder.encoder.requires_grad_(False)
 
@@ -96,7 +97,8 @@ def load_translator(folder: Path, config: TrainConfig) -> tuple[LatentTranslator
         )
     translator = LatentTranslator(config, float(found.states["scale"]))
     translator.denoiser.load_state_dict(ckpt.averaged(found.states["ema"]))
-    translator.autoencoder.load_state_dict(found.states["autoencoder"])
+    begun = translator.autoencoder.state_dict()
+    translator.autoencoder.load_state_dict(begun | found.states["autoencoder"])
     facts = {"steps": found.step, "minutes": round(found.elapsed_s / 60, 2), "config_digest": found.digest}
     return translator.to(memory_format=torch.channels_last_3d), facts
 
