@@ -96,12 +96,13 @@ class CompleteLane:
             return
         most = self.settings.intake.limits.max_files
         listed = talk.instances(job.study_instance_uid, job.series_instance_uid, most)
+        self.means.beat()
         missing = listed - held.keys()
         if not missing:
             self.close(job, f"{self.archive.name} lists {len(listed)} instances, none that is not here")
             return
         wanted = Wanted(job.study_instance_uid, job.series_instance_uid, listed, missing)
-        done = retrieve(talk, wanted, self.store, lambda _: self.means.beat())
+        done = retrieve(talk, wanted, self.take, lambda _: self.means.beat())
         came = self.means.ledger.job(job.id).instances - job.instances
         if came <= 0:
             cure = f"see its log, and ours for refused associations of {self.archive.ae_title}"
@@ -111,6 +112,12 @@ class CompleteLane:
         self.keep(job, Pull(self.archive.name), f"{came} of {len(missing)} missing instances came")
         log.info("series completed", job=job.id, archive=self.archive.name, instances=came)
 
+    def take(self, arrival: Arrival) -> Answer:
+        """Keep what comes by C-GET: a sign of life, also of archives that send no pending answers."""
+        answer = self.store(arrival)
+        self.means.beat()
+        return answer
+
     def count(self, job: Job, failure: Failure) -> None:
         """One try that led to nothing: again later, or the series goes on as it is."""
         if self.means.stopping.is_set():
@@ -119,9 +126,8 @@ class CompleteLane:
         goes_on = asked is not None and asked.archive == self.archive.name and asked.held is None
         tries = 1 + (asked.attempt if asked is not None and goes_on else 0)
         is_final = failure.disposition.action is not Action.RETRY or tries >= self.archive.completes_attempts
-        log.warning(
-            "archive does not complete", job=job.id, archive=self.archive.name, attempt=tries, final=is_final
-        )
+        facts = {"job": job.id, "archive": self.archive.name, "attempt": tries, "final": is_final}
+        log.warning("archive does not complete", **facts, trace=failure.trace)
         if is_final:
             self.close(job, f"{failure.reason}; judged as it is", tries)
             return

@@ -64,14 +64,20 @@ class Listed:
 class Conversation:
     """An open association with ``archive``, for one operation after another; ``us`` is our own AE title."""
 
-    def __init__(self, archive: ArchivePeer, us: str, assoc: Association) -> None:
+    def __init__(self, archive: ArchivePeer, us: str, assoc: Association, messages: Bounded) -> None:
         self.archive = archive
         self.us = us
         self.assoc = assoc
+        self._messages = messages
+
+    def begin(self, model: str, limit_s: float) -> None:
+        """The next operation takes ``limit_s`` seconds at most; raises where the archive offers none."""
+        self.require(model)
+        self._messages.begin(limit_s)
 
     def find(self, query: Dataset, most: int) -> list[Dataset]:
         """Every match; raises DestinationUnreachable or DestinationRefused, also for more than ``most``."""
-        self.require(FIND)
+        self.begin(FIND, self.archive.dimse_timeout_s)
         found: list[Dataset] = []
         status: int | None = None
         for answer, match in self.assoc.send_c_find(query, FIND):
@@ -124,9 +130,10 @@ def conversation(
     Nothing is waited for once ``stopping`` is set; the archive's messages have at most ``max_message_bytes``.
     """
     with associated(peer_of(archive), contexts_of(archive)) as assoc:
-        assoc.dimse = Bounded(assoc, stopping, archive.dimse_timeout_s, max_message_bytes)
+        messages = Bounded(assoc, stopping, archive.dimse_timeout_s, max_message_bytes)
+        assoc.dimse = messages
         try:
-            yield Conversation(archive, us, assoc)
+            yield Conversation(archive, us, assoc, messages)
         except BaseException:
             if assoc.is_established:  # perhaps in the middle of an operation, which a release would wait for
                 assoc.abort()
@@ -134,7 +141,10 @@ def conversation(
 
 
 class Bounded(OnlyAnswers):
-    """Waits for an answer no longer than wanted, and takes no message that is longer than allowed."""
+    """Waits no longer than wanted, for one answer and in all, and takes no message longer than allowed.
+
+    An archive that answers a little now and then would otherwise keep a lane for days.
+    """
 
     def __init__(self, assoc: Association, stopping: Event, timeout_s: float, max_message_bytes: int) -> None:
         super().__init__(assoc)
@@ -142,10 +152,15 @@ class Bounded(OnlyAnswers):
         self._timeout_s = timeout_s
         self._max_message_bytes = max_message_bytes + MAX_PDU_SLACK_BYTES
         self._is_deaf = False
+        self._end = time.monotonic() + timeout_s
+
+    def begin(self, limit_s: float) -> None:
+        """From now on ``limit_s`` seconds are left for everything that is to come."""
+        self._end = time.monotonic() + limit_s
 
     def get_msg(self, block: bool = False) -> Any:
         """The next message for one who waits for it; (None, None) when time is up or the node ends."""
-        until = time.monotonic() + self._timeout_s
+        until = min(time.monotonic() + self._timeout_s, self._end)
         while block and not self._stopping.is_set() and time.monotonic() < until:
             try:
                 return self.msg_queue.get(timeout=LOOK_S)

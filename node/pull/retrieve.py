@@ -18,6 +18,9 @@ from node.receive import Answer, Arrival
 MOST_NAMED: Final = 200
 """Instances that are asked for one by one; for more of them the whole series is asked for."""
 
+MOST_S: Final = 3600.0
+"""Seconds one retrieve may take in all; what came until then is kept, and the rest is asked for again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -49,7 +52,7 @@ def retrieve(
     keeps each instance before it is acknowledged, by C-MOVE the node's SCP does.
     """
     model = GET if talk.archive.retrieve == "get" else MOVE
-    talk.require(model)
+    talk.begin(model, MOST_S)
     if model == GET:
         talk.assoc.bind(evt.EVT_C_STORE, _on_store, [store, talk.archive.ae_title])
         responses = talk.assoc.send_c_get(identifier_of(wanted), GET)

@@ -187,8 +187,7 @@ def test_a_series_that_came_without_two_slices_is_completed_and_processed_once(
     assert len(outputs) == 24
 
 
-@pytest.mark.parametrize("retrieve", ["move", "get"])
-@pytest.mark.parametrize("kind", ["orthanc", "dcmqrscp"])
+@pytest.mark.parametrize(("kind", "retrieve"), [("orthanc", "get"), ("dcmqrscp", "move")])
 def test_a_study_is_fetched_and_not_fetched_twice(
     archive, quick_settings, new_series, free_port, tmp_path, kind, retrieve
 ):

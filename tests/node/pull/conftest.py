@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ class Holder:
         self.hold = threading.Event()
         """While this is clear, after ``pause``, nothing is answered."""
         self.hold.set()
+        self.pause_s = 0.0
+        """Seconds between two of its answers to a C-FIND."""
         ae = AE(ae_title=self.ae_title)
         ae.add_supported_context(Verification)
         for model in models:
@@ -85,6 +88,7 @@ class Holder:
             return
         query = event.identifier
         for match in matches(self.datasets, query, str(query.QueryRetrieveLevel)):
+            time.sleep(self.pause_s)
             yield 0xFF00, match
 
     def _wanted(self, event: evt.Event) -> list[Dataset]:

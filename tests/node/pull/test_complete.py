@@ -276,6 +276,18 @@ def test_an_instance_longer_than_the_settings_allow_ends_the_association_and_cou
     assert "no answer to the C-GET: timed out or aborted" in node.notes()[-1]
 
 
+def test_an_archive_that_answers_a_little_now_and_then_is_not_listened_to_for_ever(holder, bench, new_series):
+    series = new_series(1)
+    peer = holder(series)
+    peer.pause_s = 0.4
+    entry = peer.entry(retrieve="get", completes="any").model_copy(update={"dimse_timeout_s": 1.0})
+    node = bench(entry)
+    node.receive(*series[:10])
+    node.later(node.lane())
+    assert node.ledger.pull(1).attempt == 1
+    assert "no answer to the C-FIND" in node.notes()[-1]
+
+
 def test_a_node_that_stops_waits_for_no_archive_and_counts_no_try(holder, bench, new_series):
     peer = holder(new_series(1))
     peer.hold.clear()
