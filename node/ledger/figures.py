@@ -20,8 +20,7 @@ def figures_of(db: sqlite3.Connection) -> Figures:
         oldest=_oldest(db),
         instances=_instances(db),
         answers=_answers(db),
-        waiting=_standing(db, "job.state = 'BUILT' AND delivery.refused = 0"),
-        refused=_standing(db, "job.state IN ('BUILT', 'PARKED') AND delivery.refused = 1"),
+        refused=_refused(db),
     )
 
 
@@ -51,12 +50,9 @@ def _answers(db: sqlite3.Connection) -> dict[tuple[str, int], int]:
     return {(destination, status): count for destination, status, count in rows}
 
 
-def _standing(db: sqlite3.Connection, where: str) -> dict[str, int]:
-    """By destination: jobs whose delivery stands so and that lack something there."""
+def _refused(db: sqlite3.Connection) -> dict[str, int]:
     rows = db.execute(
         "SELECT delivery.destination, count(*) FROM delivery JOIN job ON job.id = delivery.job_id"
-        f" WHERE {where} AND EXISTS (SELECT 1 FROM output WHERE output.job_id = job.id AND NOT EXISTS"
-        " (SELECT 1 FROM delivered WHERE delivered.output_id = output.id"
-        " AND delivered.destination = delivery.destination)) GROUP BY delivery.destination"
+        " WHERE job.state IN ('BUILT', 'PARKED') AND delivery.refused = 1 GROUP BY delivery.destination"
     )
     return dict(rows.fetchall())

@@ -287,7 +287,5 @@ class Figures:
     """Received instances of jobs whose files are kept."""
     answers: Mapping[tuple[str, int], int]
     """Instances by destination and its last answer."""
-    waiting: Mapping[str, int]
-    """Jobs by destination that it still lacks something of."""
     refused: Mapping[str, int]
     """Jobs by destination that it will not take."""

@@ -61,6 +61,7 @@ class Figures(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every figure; called for each reading, in a thread of the server."""
         yield from self._of_the_ledger()
+        yield from self._of_the_destinations()
         yield from self._of_the_disk()
         yield from self._of_the_node()
         yield from self._of_the_models()
@@ -75,24 +76,25 @@ class Figures(Collector):
         yield gauge("s2node_oldest_job_seconds", words, ["state"], by_name(ages))
         yield gauge("s2node_instances", "Received instances that are kept.", [], {(): found.instances})
         names = [destination.name for destination in self._settings.destinations]
-        words = "Jobs that wait for a destination."
-        yield gauge(
-            "s2node_deliveries_waiting", words, ["destination"], by_name(all_of(names, found.waiting))
-        )
+        refused = by_name({**dict.fromkeys(names, 0), **found.refused})
         words = "Jobs that a destination refused."
-        yield gauge(
-            "s2node_deliveries_refused", words, ["destination"], by_name(all_of(names, found.refused))
-        )
+        yield gauge("s2node_deliveries_refused", words, ["destination"], refused)
         yield self._answers(found.answers)
-        breakers = {each.breaker.destination: each.breaker for each in self._ledger.destinations(names)}
-        left_alone = {name: breaker.opened_at is not None for name, breaker in breakers.items()}
-        words = "Whether a destination is left alone but for a probe."
-        yield gauge("s2node_breaker_open", words, ["destination"], by_name(left_alone))
-        failures = {name: breaker.failures for name, breaker in breakers.items()}
-        words = "Failures of a destination in a row."
-        yield gauge("s2node_destination_failures", words, ["destination"], by_name(failures))
         words = "What was counted since the ledger was made."
         yield counter("s2node_counted", words, ["what"], by_name(self._ledger.counters()))
+
+    def _of_the_destinations(self) -> Iterator[Metric]:
+        names = [destination.name for destination in self._settings.destinations]
+        standing = {each.breaker.destination: each for each in self._ledger.destinations(names)}
+        waiting = {name: each.jobs for name, each in standing.items()}
+        words = "Jobs that wait for a destination."
+        yield gauge("s2node_deliveries_waiting", words, ["destination"], by_name(waiting))
+        left_alone = {name: each.breaker.opened_at is not None for name, each in standing.items()}
+        words = "Whether a destination is left alone but for a probe."
+        yield gauge("s2node_breaker_open", words, ["destination"], by_name(left_alone))
+        failures = {name: each.breaker.failures for name, each in standing.items()}
+        words = "Failures of a destination in a row."
+        yield gauge("s2node_destination_failures", words, ["destination"], by_name(failures))
 
     def _answers(self, found: Mapping[tuple[str, int], int]) -> Metric:
         sums: dict[tuple[str, ...], float] = {}
@@ -178,11 +180,6 @@ def measure(folder: Path) -> tuple[int, int]:
         except OSError:
             continue
     return files, size
-
-
-def all_of(names: Iterable[str], found: Mapping[str, float]) -> dict[str, float]:
-    """What was found, and nought for the rest of ``names``."""
-    return {**dict.fromkeys(names, 0), **found}
 
 
 def by_name(values: Mapping[State, float] | Mapping[str, float]) -> Gauges:

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from config.load import ConfigError, load_settings
 from config.settings import Settings, WatchSettings
-from node.ledger import LEDGER_FILE, Ledger, ReceivedInstance
+from node.ledger import LEDGER_FILE, BreakerRecord, Ledger, Output, ReceivedInstance
 from node.states import State
 from node.watch import site as site_module
 from node.watch.figures import Figures, Size, measure
@@ -135,6 +135,18 @@ def test_figures_count_what_there_is_and_name_nobody(
             job_id = ledger.record_instance(received, 100.0 + number).job_id
         ledger.move(job_id, State.REJECTED, 130.0, "NOT-CT")
         ledger.count("repeats", 5)
+        waiting = ledger.jobs([State.RECEIVING])[0].id
+        for state in (State.SETTLED, State.READY):
+            ledger.move(waiting, state, 101.0)
+        ledger.lease("w", 101.0, 60.0)
+        outputs = [
+            Output(waiting, "venous", "ct_series", "2.25.6", f"2.25.6.{number}", CT, path, "aa")
+            for number in range(3)
+        ]
+        ledger.record_built(waiting, "w", outputs, [], ["pacs"], now=101.0)
+        ledger.record_delivery("2.25.6.0", "pacs", 0x0000, 102.0)
+        ledger.record_delivery("2.25.6.1", "pacs", 0xC000, 103.0)
+        ledger.record_breaker(BreakerRecord("pacs", 4, 104.0, "nobody answers", 104.0))
         status, text = get(site(registry=registry).port, "/metrics")
     found = {
         (sample.name, *(sample.labels[key] for key in sorted(sample.labels))): sample.value
@@ -142,8 +154,11 @@ def test_figures_count_what_there_is_and_name_nobody(
         for sample in family.samples
     }
     assert status == 200
-    assert found["s2node_jobs", "RECEIVING"] == found["s2node_jobs", "REJECTED"] == 1
-    assert found["s2node_oldest_job_seconds", "RECEIVING"] == 59
+    assert found["s2node_jobs", "BUILT"] == found["s2node_jobs", "REJECTED"] == 1
+    assert found["s2node_oldest_job_seconds", "BUILT"] == 59
+    assert found["s2node_delivered_instances_total", "pacs", "delivered"] == 1
+    assert found["s2node_delivered_instances_total", "pacs", "refused"] == 1
+    assert found["s2node_destination_failures", "pacs"] == 4
     assert found["s2node_instances",] == 2
     assert found["s2node_counted_total", "repeats"] == 5
     assert found["s2node_spool_bytes", "inbox"] == 100
@@ -151,7 +166,8 @@ def test_figures_count_what_there_is_and_name_nobody(
     assert found["s2node_disk_free_bytes",] > 0
     assert found["s2node_open_associations",] == 3
     assert found["s2node_lane_up", "settle"] == found["s2node_worker_ready", "0"] == 1
-    assert found["s2node_deliveries_waiting", "pacs"] == found["s2node_breaker_open", "pacs"] == 0
+    assert found["s2node_deliveries_waiting", "pacs"] == found["s2node_breaker_open", "pacs"] == 1
+    assert found["s2node_deliveries_refused", "pacs"] == 0
     models = [key[2:] for key in found if key[0] == "s2node_model_info"]
     assert sorted(models) == [("gain-arterial-1.0.0", "arterial"), ("gain-venous-1.0.0", "venous")]
     assert "2.25." not in text and "CT1" not in text
