@@ -12,7 +12,7 @@ import pytest
 
 from config.settings import Settings
 from node.archive import Archive
-from node.doctor import CHECKS, CURES, Finding, Level, examine
+from node.doctor import CHECKS, CURES, Finding, Level, check, examine
 from node.ledger import LEDGER_FILE, Ledger, ReceivedInstance
 from node.ledger.schema import MIGRATIONS
 from node.scp import Scp
@@ -118,3 +118,15 @@ def test_a_ledger_of_another_version_is_named(
     one = settings()
     edit(one, f"PRAGMA user_version = {version}")
     assert levels(found(one)["ledger"]) == {level}
+
+
+@pytest.mark.parametrize(("share", "words"), [(1.2, "new series get 0xA700"), (1.8, "must stay free")])
+def test_a_disk_that_fills_up_is_told_before_everything_is_refused(
+    tmp_path: Path, share: float, words: str
+) -> None:
+    free = Spool(tmp_path).free_bytes()
+    storage = {"data_dir": tmp_path, "min_free_bytes": int(free / share)}
+    [finding] = check("disk", Settings.model_validate({"storage": storage}), NOW)
+    assert finding.level is Level.WARNING
+    assert words in finding.what
+    assert finding.cure
