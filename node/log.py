@@ -61,7 +61,6 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
     root.setLevel(logging.WARNING)
     for room in OUR_ROOMS:
         logging.getLogger(room).setLevel(settings.level.upper())
-    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # it warns of every look that a busy lane skips
     warnings.simplefilter("ignore")  # their text quotes values of data sets
     logging.raiseExceptions = False  # and so would the report of a line that cannot be written
 

@@ -1,9 +1,9 @@
 """The node as a service: start, serve, stop.
 
-The SCP answers in threads of its own; APScheduler is the clock of the lanes (settle, one deliver lane a
-destination, one lane each for those that are asked to commit and for those that ask us, the health check);
-each worker is a child process that a supervisor keeps alive. Everything they share is the ledger and the
-spool.
+The SCP answers in threads of its own; every lane (settle, one deliver lane a destination, one lane each for
+those that are asked to commit and for those that ask us, the health check) has a thread that steps by a clock
+nobody sets; each worker is a child process that a supervisor keeps alive. Everything they share is the ledger
+and the spool.
 """
 
 from __future__ import annotations
@@ -15,21 +15,19 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from datetime import UTC
 from functools import partial
 from pathlib import Path
 from random import Random
-from threading import Event
+from threading import Event, Lock, Thread
 from types import TracebackType
 
 import structlog
-from apscheduler.executors.pool import ThreadPoolExecutor  # type: ignore[import-untyped]
-from apscheduler.schedulers.background import BackgroundScheduler  # type: ignore[import-untyped]
 
 from config.settings import ArchivePeer, Destination, FolderDestination, Requester, Settings, StoreDestination
 from node import log as node_log
 from node import watchdog
 from node.breaker import Breaker
+from node.clock import SetClock
 from node.commitment.ask import AskLane
 from node.commitment.hear import asks
 from node.commitment.report import ReportLane
@@ -180,17 +178,29 @@ class Node:
             self._supervisors.append(keeper)
 
     def _start_clock(self) -> None:
-        lanes = self._lanes()
-        clock = BackgroundScheduler(
-            timezone=UTC,
-            executors={"default": ThreadPoolExecutor(len(lanes))},
-            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
-        )
-        for lane in lanes:
+        """One thread a lane; the first step comes after the lane's own time, the last may be waited for."""
+        self._set_clock, self._clock_guard, self._moved_s = SetClock(), Lock(), 0.0
+        self.ledger.follow_clock(time.time())
+        for lane in self._lanes():
             self._pulses[lane.name] = Pulse(lane.limit_s, time.monotonic())
-            clock.add_job(self._step, "interval", args=[lane], seconds=lane.every_s, id=lane.name)
-        clock.start()
-        self._open.callback(clock.shutdown, wait=True)
+            thread = Thread(target=self._turn, args=(lane,), name=lane.name, daemon=True)
+            self._open.callback(thread.join)
+            thread.start()
+
+    def _turn(self, lane: Lane) -> None:
+        while not self._stopping.wait(lane.every_s):
+            with self._clock_guard:
+                attempt(self._follow_clock)
+            self._step(lane)
+
+    def _follow_clock(self) -> None:
+        """Where the clock was set, waits go on as if it had not been, and quiet counts from now on."""
+        self._moved_s += self._set_clock.moved_s()
+        if self._moved_s:
+            self._listening_since = time.monotonic()
+            self.ledger.follow_clock(time.time(), self._moved_s)
+            log.warning("the clock was set", seconds=round(self._moved_s))
+            self._moved_s = 0.0
 
     def _lanes(self) -> list[Lane]:
         settle = self.settings.settle

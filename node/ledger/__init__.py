@@ -159,6 +159,14 @@ class Ledger:
         with self._store.writing() as db:
             moves.wait_on(db, job_id, instances, not_before=not_before, reason=reason, now=now)
 
+    def follow_clock(self, now: float, moved_s: float = 0.0) -> None:
+        """The clock was set by ``moved_s``, or by nobody knows how much: no wait becomes longer by that.
+
+        Series stay quiet for as long as they were, and what was put off for longer than now is due.
+        """
+        with self._store.writing() as db:
+            moves.follow_clock(db, now, moved_s)
+
     def settle(self, job_id: int, instances: int, now: float, reason: str | None = None) -> bool:
         """RECEIVING → SETTLED, unless the job no longer holds just the ``instances`` that were judged."""
         with self._store.writing() as db:

@@ -55,6 +55,18 @@ def wait_on(
     note(db, job_id, now, from_state=State.RECEIVING, to_state=State.RECEIVING, text=reason)
 
 
+def follow_clock(db: sqlite3.Connection, now: float, moved_s: float) -> None:
+    """No series was heard in the future, none became quieter by a clock set forward, and waits end."""
+    db.execute(
+        "UPDATE job SET last_received_at = min(?, last_received_at + ?) WHERE state = ?",
+        (now, max(0.0, moved_s), State.RECEIVING),
+    )
+    db.execute(
+        "UPDATE job SET not_before = ? WHERE state IN (?, ?) AND not_before > ?",
+        (now, State.RECEIVING, State.READY, now),
+    )
+
+
 def _still_holds(db: sqlite3.Connection, job_id: int, instances: int) -> bool:
     row = db.execute("SELECT state, instances FROM job WHERE id = ?", (job_id,)).fetchone()
     if row is None:

@@ -607,3 +607,15 @@ def test_an_attempt_that_was_told_to_stop_does_not_count(ledger: Ledger) -> None
     ledger.lease("one", 300.0, 60.0)
     ledger.release(job_id, "one", 310.0, 310.0, "stopped", counted=False)
     assert ledger.job(job_id).attempt == 0
+
+
+def test_a_clock_that_is_set_makes_no_series_quieter_and_no_wait_longer(ledger: Ledger) -> None:
+    day = 86_400.0
+    job_id = ledger.record_instance(slice_(ledger, 1), 1000.0).job_id
+    ledger.wait_on(job_id, 1, 1900.0, "waiting", 1000.0)
+    ledger.follow_clock(1010.0 + day, day)
+    assert ledger.job(job_id).last_received_at == 1000.0 + day
+    ledger.follow_clock(1020.0, -day)
+    job = ledger.job(job_id)
+    assert (job.last_received_at, job.not_before) == (1020.0, 1020.0)
+    assert [found.id for found in ledger.receiving(1020.0, 1020.0)] == [job_id]

@@ -138,7 +138,7 @@ def test_a_node_that_is_not_well_does_not_feed_the_watchdog(quick_settings, monk
         with Node(quick_settings()) as node:
             node._check_health()
             assert systemd.recv(100) == b"WATCHDOG=1"
-            node._pulses["settle"] = Pulse(limit_s=1, last=0)
+            node._pulses["a lane that never steps"] = Pulse(limit_s=1, last=0)
             node._check_health()
             with pytest.raises(BlockingIOError):
                 systemd.recv(100)
