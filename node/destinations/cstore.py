@@ -86,7 +86,8 @@ def associated(
     ae.dimse_timeout = peer.dimse_timeout_s
     ae.network_timeout = peer.network_timeout_s
     handlers: list[Any] = [] if on_report is None else [(evt.EVT_N_EVENT_REPORT, on_report)]
-    roles = [build_role(str(cx.abstract_syntax), scp_role=True) for cx in contexts if cx.scp_role]
+    as_scp = dict.fromkeys(str(cx.abstract_syntax) for cx in contexts if cx.scp_role)  # one item a class
+    roles = [build_role(sop_class, scp_role=True) for sop_class in as_scp]
     secure = _tls_of(peer)
     try:
         assoc = ae.associate(

@@ -6,6 +6,8 @@ from threading import Event, Thread
 
 import numpy as np
 import pytest
+from pydicom.uid import CTImageStorage
+from pynetdicom import evt
 from pynetdicom.sop_class import ComprehensiveSRStorage
 
 from config.settings import Settings
@@ -15,7 +17,7 @@ from node.outputs.encoding import to_bytes
 from node.pull.complete import CompleteLane, archive_of, is_awaited
 from node.pull.query import FIND
 from node.receive import Arrival, Receiver
-from node.scp import Scp
+from node.scp import CT_CLASSES, Scp
 from node.settle import settle_due
 from node.spool import Spool
 from node.states import State
@@ -317,3 +319,21 @@ def test_the_first_archive_that_is_there_for_the_sender_is_the_one(holder, bench
     alone.receive(new_series(2)[0], calling_ae="A")
     assert archive_of(alone.settings, alone.ledger.job(1)) is None
     assert not alone.awaited()
+
+
+def test_for_c_get_each_class_has_one_role_item_and_a_context_for_each_syntax(holder, bench, new_series):
+    peer = holder(new_series(1))
+    roles, contexts = [], []
+
+    def look(event):
+        request = event.assoc.requestor
+        roles.extend(item.sop_class_uid for item in request.user_information if hasattr(item, "scp_role"))
+        contexts.extend(str(context.abstract_syntax) for context in request.requested_contexts)
+
+    peer._server.bind(evt.EVT_REQUESTED, look)
+    node = bench(peer.entry(retrieve="get", completes="any"))
+    node.receive(*new_series(1)[:10])
+    node.later(node.lane())
+    assert node.ledger.job(1).instances == 12
+    assert sorted(roles) == sorted(CT_CLASSES)
+    assert contexts.count(CTImageStorage) == 15
