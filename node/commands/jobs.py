@@ -1,10 +1,11 @@
-"""`s2node jobs list | show | destinations | retry`: what the node is working on, read from its ledger."""
+"""`s2node jobs list | show | destinations | retry | export`: what the node works on, from its ledger."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -106,6 +107,34 @@ def retry(
         say("no job to retry")
     if refused:
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def export(
+    number: JobNumber,
+    target: Annotated[Path, typer.Argument(metavar="FILE.tar", help="Where to write; must not exist.")],
+    deidentify: Annotated[
+        bool, typer.Option("--deidentify", help="Without the patient: PS3.15 Annex E, Basic Profile.")
+    ] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Write one case as a tar, for support.
+
+    Received files, results, what the ledger knows of the job, and the settings without addresses and paths.
+    Without --deidentify it names the patient. With it pixels stay as they are.
+    """
+    from node.case import write_case  # noqa: PLC0415 (the profile's tables take their time)
+
+    settings = settings_of(config)
+    with open_ledger(settings) as ledger:
+        try:
+            case = write_case(ledger, settings, number, target, deidentify=deidentify, now=time.time())
+        except JobUnknown as error:
+            err.print(str(error))
+            raise typer.Exit(FAILED) from None
+    say(f"{target}: {case.files} files")
+    if case.left_out:
+        err.print(f"left out, gone or unreadable: {len(case.left_out)} files")
 
 
 def open_ledger(settings: Settings) -> Ledger:

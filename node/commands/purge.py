@@ -44,7 +44,7 @@ def purge(
         typer.Option(
             "--older-than",
             metavar="AGE",
-            callback=lambda text: seconds(text) and text,
+            callback=lambda text: (seconds(text), text)[1],
             help="Jobs that have stood where they stand for longer than this: 30d, 12h, 45min.",
         ),
     ],

@@ -35,7 +35,7 @@ def recall(
         typer.Option(
             "--since",
             metavar="DATE",
-            callback=lambda text: moment_of(text) and text,
+            callback=lambda text: (moment_of(text), text)[1],
             help="Results built since then, by this machine's clock: 2026-11-23 or 2026-11-23T14:30.",
         ),
     ],

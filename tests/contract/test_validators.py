@@ -18,11 +18,14 @@ import pytest
 from highdicom.legacy import LegacyConvertedEnhancedCTImage
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage
 
 from config.intake import SeriesLimits
+from node.ledger import Output
 from node.outputs import OUTPUTS, to_bytes
 from node.outputs.phases import PHASE_STYLES
 from node.phantom_dicom import phantom_series
+from node.rejection.note import Grounds, Reason, identity_of, make_note
 from node.series import read_series
 
 ALLOWED = [
@@ -145,3 +148,13 @@ def test_outputs_of_a_real_series_have_no_errors(kit, ct_dir):
     made = write_outputs(kit, source)
     assert complaints(made, ALLOWED_OF_STRANGERS) == []
     assert entity_errors(source, made) == set()
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_a_rejection_note_has_no_errors(kit, tmp_path, reason):
+    identity = identity_of(kit.files()[0])
+    uids = [("2.25.7", f"2.25.7.{number}") for number in (1, 2)] + [("2.25.8", "2.25.8.1")]
+    rejected = [Output(1, "venous", "ct_series", *each, CTImageStorage, tmp_path, "") for each in uids]
+    note = make_note(identity, rejected, Grounds(reason, "A test."), kit.context())
+    (tmp_path / "note.dcm").write_bytes(to_bytes(note))
+    assert complaints([tmp_path / "note.dcm"], ALLOWED_OF_STRANGERS) == []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from node.ledger import Ledger, Output, ReceivedInstance
-from node.purge import purge, weigh
+from config.settings import RetentionSettings
+from node.ledger import Ledger, Output, ReceivedInstance, SetAside
+from node.purge import Retention, Tally, purge, purge_quarantine, removes_anything, weigh
 from node.spool import Spool
 from node.states import PURGEABLE, State
 
@@ -171,3 +173,32 @@ def test_nothing_is_removed_while_a_file_is_being_received(folder: Folder) -> No
     thread.join(60)
     assert done.is_set()
     assert folder.files() == set()
+
+
+def test_retention_lets_go_by_itself_what_the_settings_say_and_nothing_else(folder: Folder) -> None:
+    for number, state in enumerate((State.REJECTED, State.PARKED, State.COMMITTED)):
+        folder.job(state, series=f"1.{number}")
+    aside = folder.spool.place(b"other", "quarantine/1.0/1.dcm")
+    folder.ledger.record_set_aside(SetAside(1, aside.path, aside.sha256, aside.bytes, "CT", "why"), 10.0)
+    beats: list[None] = []
+
+    def run(now: float, **days: float) -> set[State]:
+        settings = RetentionSettings(**days)
+        assert removes_anything(settings) == bool(days)
+        beat = partial(beats.append, None)
+        Retention(settings, folder.ledger, folder.spool, lambda: now, beat).run()
+        return {job.state for job in folder.ledger.jobs()}
+
+    day = 86_400.0
+    everything = {State.REJECTED, State.PARKED, State.COMMITTED}
+    assert run(100 * day) == everything
+    assert run(day, rejected_days=2, quarantine_days=2) == everything
+    assert run(3 * day, rejected_days=2, parked_days=9, identity_days=1) == everything - {State.REJECTED} | {
+        State.PURGED
+    }
+    assert beats == [None]
+    assert aside.path.exists()
+    run(3 * day, quarantine_days=2)
+    assert not aside.path.exists()
+    assert folder.ledger.set_aside() == []
+    assert purge_quarantine(folder.ledger, folder.spool, 5 * day, lambda: 1.0) == Tally(0, 0)

@@ -1,0 +1,169 @@
+"""Late, repeated, interleaved, split: however slices come, a series is one job with each slice once."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pynetdicom import AE
+
+from config.settings import Settings
+from node.ledger import Ledger
+from node.receive import COERCED, has_same_pixels
+from node.scp import Scp
+from node.spool import Spool
+from node.states import State
+
+SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless]
+
+
+class Node:
+    """The receiving half of a node on loopback."""
+
+    def __init__(self, folder: Path, port: int, opened: ExitStack) -> None:
+        settings = Settings.model_validate(
+            {"listen": {"port": port}, "storage": {"data_dir": folder, "min_free_bytes": 0}}
+        )
+        self.spool = Spool(folder)
+        self.ledger = opened.enter_context(Ledger(folder / "ledger.sqlite3"))
+        self.scp = opened.enter_context(Scp(settings, self.ledger, self.spool))
+
+    def send(self, *instances: Dataset) -> list[int]:
+        """Statuses of the instances, sent in this order over one association."""
+        ae = AE("SENDER")
+        for syntax in {ds.file_meta.TransferSyntaxUID for ds in instances}:
+            ae.add_requested_context(CTImageStorage, syntax)
+        assoc = ae.associate("127.0.0.1", self.scp.port, ae_title="S2NODE")
+        assert assoc.is_established
+        answers = [int(assoc.send_c_store(ds).Status) for ds in instances]
+        assoc.release()
+        return answers
+
+    def held(self, series: str) -> list[str]:
+        """SOP Instance UIDs of the living job of a series."""
+        return [each.sop_instance_uid for each in self.ledger.instances(self.ledger.find_jobs(series)[-1].id)]
+
+
+@pytest.fixture
+def node(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Node]:
+    with ExitStack() as opened:
+        yield Node(tmp_path / "data", free_port(), opened)
+
+
+def ct(number: int, series: str = "2.25.20", pixels: int = 0, **values: object) -> Dataset:
+    ds = Dataset()
+    ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, f"{series}.{number}"
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = "2.25.10", series
+    ds.PatientName, ds.Modality, ds.InstanceNumber = "DOE^JANE", "CT", number
+    ds.Rows = ds.Columns = 8
+    ds.BitsAllocated = ds.BitsStored = 16
+    ds.HighBit, ds.PixelRepresentation, ds.SamplesPerPixel = 15, 1, 1
+    ds.PhotometricInterpretation = "MONOCHROME2"
+    ds.add_new("PixelData", "OW", np.full((8, 8), pixels, np.int16).tobytes())
+    for keyword, value in values.items():
+        setattr(ds, keyword, value)
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = (
+        CTImageStorage,
+        ds.SOPInstanceUID,
+    )
+    return ds
+
+
+def test_two_series_of_a_study_interleaved_on_one_association_are_two_jobs(node: Node) -> None:
+    mixed = [ct(number, series) for number in range(1, 6) for series in ("2.25.20", "2.25.21")]
+    assert node.send(*mixed) == [0] * 10
+    assert [job.instances for job in node.ledger.jobs()] == [5, 5]
+    for series in ("2.25.20", "2.25.21"):
+        assert sorted(node.held(series)) == [f"{series}.{number}" for number in range(1, 6)]
+
+
+def test_a_series_over_many_associations_at_once_is_one_job_with_each_slice_once(node: Node) -> None:
+    def sender(part: int) -> None:
+        for number in range(1 + part, 13, 4):
+            assert node.send(ct(number), ct(1)) == [0, 0]
+
+    threads = [threading.Thread(target=sender, args=(part,)) for part in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    (job,) = node.ledger.jobs()
+    assert (job.generation, job.instances) == (1, 12)
+    assert len(list((node.spool.root / "inbox" / "2.25.20").iterdir())) == 12
+
+
+def test_a_late_slice_opens_a_generation_and_a_repeat_of_it_does_not(node: Node) -> None:
+    node.send(ct(1), ct(2))
+    (first,) = node.ledger.jobs()
+    node.ledger.move(first.id, State.SETTLED, 1.0)
+    node.ledger.move(first.id, State.READY, 1.0)
+    assert node.send(ct(1), ct(3), ct(3), ct(2)) == [0] * 4
+    old, new = node.ledger.find_jobs("2.25.20")
+    assert (old.state, new.state, new.generation, new.instances) == (State.SUPERSEDED, State.RECEIVING, 2, 3)
+
+
+def test_other_pixels_under_a_known_uid_are_set_aside_with_a_warning_and_shown(node: Node) -> None:
+    answers = node.send(ct(1), ct(1, pixels=9), ct(1, pixels=9), ct(2))
+    assert answers == [0, COERCED, COERCED, 0]
+    (aside,) = node.ledger.set_aside()
+    assert (aside.times, aside.calling_ae, aside.reason) == (2, "SENDER", "other pixels came first")
+    assert dcmread(aside.path).pixel_array.max() == 9
+    (job,) = node.ledger.jobs()
+    assert (job.instances, job.state) == (2, State.RECEIVING)
+    assert dcmread(node.ledger.instances(job.id)[0].path).pixel_array.max() == 0
+    notes = [event.note for event in node.ledger.events(job.id) if event.note]
+    assert notes == ["an instance from SENDER is in quarantine: other pixels came first"]
+
+
+def test_another_header_with_the_same_pixels_is_set_aside_in_silence(node: Node) -> None:
+    assert node.send(ct(1), ct(1, PatientName="DOE^JOAN")) == [0, 0]
+    (aside,) = node.ledger.set_aside()
+    assert aside.reason == "another header came first with these pixels"
+
+
+def test_the_same_pixels_in_another_compression_count_as_others_since_nothing_is_decoded(node: Node) -> None:
+    packed = ct(1)
+    packed.compress(RLELossless, generate_instance_uid=False)
+    assert node.send(ct(1), packed) == [0, COERCED]
+
+
+def test_pixels_are_compared_to_their_end(tmp_path: Path) -> None:
+    head, tag = bytes(200), b"\xe0\x7f\x10\x00"
+    for name, data in {
+        "a": head + tag + b"12",
+        "b": b"x" + head + tag + b"12",
+        "c": head + tag + b"123",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    assert has_same_pixels(tmp_path / "a", tmp_path / "b")
+    assert not has_same_pixels(tmp_path / "a", tmp_path / "c")
+    assert not has_same_pixels(tmp_path / "c", tmp_path / "a")
+
+
+@pytest.mark.peers
+def test_dcmtk_sends_on_after_the_warning(node: Node, tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for name, ds in (("1", ct(1)), ("2", ct(1, pixels=9)), ("3", ct(2))):
+        ds.save_as(folder / f"{name}.dcm", enforce_file_format=True)
+    command = ["storescu", "-v", "-aet", "DCMTK", "-aec", "S2NODE", "127.0.0.1", str(node.scp.port)]
+    done = subprocess.run(
+        [*command, *map(str, sorted(folder.iterdir()))],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(node.held("2.25.20")) == ["2.25.20.1", "2.25.20.2"]
+    assert [each.calling_ae for each in node.ledger.set_aside()] == ["DCMTK"]
