@@ -75,7 +75,8 @@ class AskLane:
             return
         now = self.means.clock()
         delivered_before = now - self.destination.commitment_wait_s
-        for job in self.means.ledger.commitments_due(self.destination.name, delivered_before, now):
+        latest = self.means.latest(self.destination.commitment_timeout_s)
+        for job in self.means.ledger.commitments_due(self.destination.name, delivered_before, now, latest):
             outcome = attempt(lambda job=job: self.ask(job))  # type: ignore[misc]
             if isinstance(outcome, Failure):
                 self.put_off(job, outcome.reason)

@@ -47,7 +47,8 @@ class ReportLane:
     def run(self) -> None:
         """Report on everything that is due, oldest first, until one report fails or the node stops."""
         self.means.beat()
-        for request in self.means.ledger.requests_due(self.requester.ae_title, self.means.clock()):
+        means, title = self.means, self.requester.ae_title
+        for request in means.ledger.requests_due(title, means.clock(), means.latest()):
             outcome = attempt(lambda request=request: self.report(request))  # type: ignore[misc]
             if isinstance(outcome, Failure):
                 self.put_off(request, outcome.reason)

@@ -380,10 +380,15 @@ class Ledger:
 
     # committing
 
-    def commitments_due(self, destination: str, delivered_before: float, now: float) -> list[Job]:
-        """The jobs DELIVERED before then, oldest first, that this destination should be asked about now."""
+    def commitments_due(
+        self, destination: str, delivered_before: float, now: float, latest: float = inf
+    ) -> list[Job]:
+        """The jobs DELIVERED before then, oldest first, that this destination should be asked about now.
+
+        Those put off beyond ``latest`` are among them: the clock was set back since.
+        """
         with self._store.reading() as db:
-            return [_job(row) for row in commitments.due(db, destination, delivered_before, now)]
+            return [_job(row) for row in commitments.due(db, destination, delivered_before, now, latest)]
 
     def uncommitted_outputs(self, job_id: int, destination: str) -> list[Output]:
         """The job's outputs this destination has not taken responsibility for."""
@@ -448,10 +453,10 @@ class Ledger:
                 db, calling_ae, transaction_uid, references, most_open=most_open, now=now
             )
 
-    def requests_due(self, calling_ae: str, now: float) -> list[Request]:
-        """What this sender asked of us and should hear about now."""
+    def requests_due(self, calling_ae: str, now: float, latest: float = inf) -> list[Request]:
+        """What this sender asked of us and should hear about now; ``latest`` as for the others."""
         with self._store.reading() as db:
-            return commitments.requests_due(db, calling_ae, now)
+            return commitments.requests_due(db, calling_ae, now, latest)
 
     def close_request(self, request_id: int, reason: str | None, now: float) -> None:
         """The sender has its report, or with a ``reason`` will not get one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from node.ledger import moves
-from node.ledger.deliveries import ACCEPTED
+from node.ledger.deliveries import ACCEPTED, LIVE
 from node.ledger.rows import BreakerRecord
 from node.states import State
 
@@ -13,7 +13,7 @@ OWED = (
     "FROM delivery JOIN job ON job.id = delivery.job_id WHERE job.state = 'BUILT' AND delivery.refused = 0"
     " AND EXISTS (SELECT 1 FROM output WHERE output.job_id = job.id"
     " AND NOT EXISTS (SELECT 1 FROM delivered WHERE delivered.output_id = output.id"
-    f" AND delivered.destination = delivery.destination AND {ACCEPTED}))"
+    f" AND delivered.destination = delivery.destination AND {ACCEPTED}) AND {LIVE})"
 )
 """Jobs with the destinations that have not taken them in full, and may still do so."""
 

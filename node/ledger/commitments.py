@@ -24,20 +24,24 @@ UNCOMMITTED = (
 """The outputs of ``:job`` that ``:destination`` has not committed, but for rejected ones."""
 
 
-def due(db: sqlite3.Connection, destination: str, delivered_before: float, now: float) -> list[sqlite3.Row]:
+def due(
+    db: sqlite3.Connection, destination: str, delivered_before: float, now: float, latest: float
+) -> list[sqlite3.Row]:
     """The jobs DELIVERED before then, oldest first, that this destination should be asked about now.
 
-    Rejection notes are not: archives hide them together with what they reject.
+    What was delivered after ``now`` or put off beyond ``latest`` was so by a clock that was set back since.
+    Rejection notes are not asked about: archives hide them together with what they reject.
     """
     return db.execute(
         "SELECT job.* FROM job JOIN delivery ON delivery.job_id = job.id WHERE job.state = 'DELIVERED'"
-        " AND job.updated_at <= :before AND delivery.destination = :destination"
-        " AND delivery.ask_not_before <= :now AND job.rejects IS NULL"
+        " AND (job.updated_at <= :before OR job.updated_at > :now) AND delivery.destination = :destination"
+        " AND (delivery.ask_not_before <= :now OR delivery.ask_not_before > :latest)"
+        " AND job.rejects IS NULL"
         " AND EXISTS (SELECT 1 FROM output WHERE output.job_id = job.id"
         " AND NOT EXISTS (SELECT 1 FROM committed WHERE committed.output_id = output.id"
         " AND committed.destination = :destination)"
         f" AND {deliveries.LIVE}) ORDER BY job.id",
-        {"destination": destination, "before": delivered_before, "now": now},
+        {"destination": destination, "before": delivered_before, "now": now, "latest": latest},
     ).fetchall()
 
 
@@ -226,11 +230,15 @@ def record_request(
     return True
 
 
-def requests_due(db: sqlite3.Connection, calling_ae: str, now: float) -> list[Request]:
-    """What this sender asked and should hear about now, oldest first."""
+def requests_due(db: sqlite3.Connection, calling_ae: str, now: float, latest: float) -> list[Request]:
+    """What this sender asked and should hear about now, oldest first.
+
+    What was put off beyond ``latest`` was so by a clock that has been set back since.
+    """
     rows = db.execute(
-        "SELECT * FROM request WHERE calling_ae = ? AND closed_at IS NULL AND not_before <= ? ORDER BY id",
-        (calling_ae, now),
+        "SELECT * FROM request WHERE calling_ae = ? AND closed_at IS NULL"
+        " AND (not_before <= ? OR not_before > ?) ORDER BY id",
+        (calling_ae, now, latest),
     )
     return [
         Request(

@@ -399,6 +399,18 @@ def test_a_peer_that_never_reports_is_asked_again_with_growing_waits_and_without
     assert here.state(job) is State.DELIVERED
 
 
+def test_a_clock_that_is_set_back_by_a_day_keeps_no_question_waiting_for_a_day(site, commit_peer):
+    peer = commit_peer()
+    here = site(towards(peer))
+    here.clock.now += 100_000
+    here.delivered()
+    here.lane(hold_s=0).run()
+    here.clock.now -= 86_400
+    here.lane(hold_s=0).run()
+    here.lane(hold_s=0).run()
+    assert len(peer.asked) == 2
+
+
 def test_a_peer_that_refuses_or_is_away_is_asked_again_and_the_reason_is_kept(site, commit_peer):
     peer = commit_peer(status=0x0110)
     here = site(towards(peer, connect_timeout_s=1))
