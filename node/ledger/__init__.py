@@ -127,8 +127,8 @@ class Ledger:
         itself, and supersedes the old one; a byte-identical repeat never does. The same SOP Instance UID with
         other bytes is a conflict: the first stays, nothing is recorded, the caller quarantines the second.
         """
-        with self._store.writing() as db:
-            return receiving.record(db, received, self._stored(received.path), now)
+        path = self._stored(received.path)
+        return self._store.together(lambda db: receiving.record(db, received, path, now))
 
     def record_repeat(
         self, series_instance_uid: str, sop_instance_uid: str, sha256: str, now: float

@@ -5,15 +5,44 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from node.ledger.errors import LedgerUnusable
 from node.ledger.schema import migrate
 
+T = TypeVar("T")
+
 BUSY_TIMEOUT_S = 30.0
 """How long a transaction waits for another process's before it fails."""
+
+
+class Step(Generic[T]):
+    """Something to write that may share its transaction with others; alone in what becomes of it."""
+
+    def __init__(self, write: Callable[[sqlite3.Connection], T]) -> None:
+        self._write = write
+        self._value: list[T] = []
+        self.error: BaseException | None = None
+        self.is_done = False
+
+    def take(self, db: sqlite3.Connection) -> None:
+        """Write; what was written is undone if it raises, and nothing else is."""
+        db.execute("SAVEPOINT step")
+        try:
+            self._value = [self._write(db)]
+        except Exception as error:
+            self.error = error
+            db.execute("ROLLBACK TO step")
+        db.execute("RELEASE step")
+
+    def result(self) -> T:
+        """What it gave; raises what it raised, or what the transaction did."""
+        if self.error is not None:
+            raise self.error
+        return self._value[0]
 
 
 class Store:
@@ -28,6 +57,8 @@ class Store:
         self.root = self.path.parent
         self._idle: list[sqlite3.Connection] = []
         self._guard = threading.Lock()
+        self._turn = threading.Lock()
+        self._waiting: list[Step[object]] = []
         self._closed = False
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         db = self._connect()
@@ -52,7 +83,42 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction alone among all writers; on the disk when the block ends, undone if it raises."""
+        """A transaction alone among all writers; on the disk when the block ends, undone if it raises.
+
+        Threads of this process wait in line: SQLite itself, for other processes, only looks again and again.
+        """
+        with self._turn, self._transaction() as db:
+            yield db
+
+    def together(self, write: Callable[[sqlite3.Connection], T]) -> T:
+        """``write`` in one transaction with what other threads hand in meanwhile: one sync for all of them.
+
+        On the disk when this returns; undone, and nobody else's with it, if ``write`` raises. An error of the
+        transaction itself is raised to all who share it.
+        """
+        step = Step(write)
+        with self._guard:
+            self._waiting.append(step)  # type: ignore[arg-type]
+        with self._turn:
+            if not step.is_done:
+                self._take_waiting()
+        return step.result()
+
+    def _take_waiting(self) -> None:
+        with self._guard:
+            steps, self._waiting = self._waiting, []
+        try:
+            with self._transaction() as db:
+                for step in steps:
+                    step.take(db)
+        except BaseException as error:  # nothing of theirs is on the disk: every one must hear it
+            for step in steps:
+                step.error = error
+        for step in steps:
+            step.is_done = True
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         db = self._borrow()
         try:
             db.execute("BEGIN IMMEDIATE")
