@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,13 +13,20 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    KeyObjectSelectionDocumentStorage,
+    RLELossless,
+)
 from pynetdicom import AE
 
 from config.settings import Settings
 from node.ledger import Ledger
 from node.receive import COERCED, has_same_pixels
 from node.scp import Scp
+from node.service import Node as Service
 from node.spool import Spool
 from node.states import State
 
@@ -167,3 +175,46 @@ def test_dcmtk_sends_on_after_the_warning(node: Node, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert sorted(node.held("2.25.20")) == ["2.25.20.1", "2.25.20.2"]
     assert [each.calling_ae for each in node.ledger.set_aside()] == ["DCMTK"]
+
+
+def test_a_late_slice_after_delivery_ends_in_one_live_result_that_is_whole(
+    quick_settings, store_peer, new_series
+) -> None:
+    peer = store_peer(sop_classes=(CTImageStorage, KeyObjectSelectionDocumentStorage))
+    pacs = {"name": "pacs", "host": "127.0.0.1", "port": peer.port, "ae_title": "PEER"}
+    settings = quick_settings(destinations=[pacs], retention={"rejected_days": 9, "check_s": 0.2})
+    series = new_series(1)
+    with Service(settings) as node:
+        send(node.port, series[:-1])
+        assert until(lambda: [job.state for job in node.ledger.jobs()] == [State.DELIVERED])
+        first = set(peer.uids)
+        send(node.port, series[-1:])
+        done = [State.SUPERSEDED, State.DELIVERED, State.DELIVERED]
+        assert until(lambda: [job.state for job in node.ledger.jobs()] == done)
+        assert node.problems() == []
+    kinds = [str(ds.Modality) for ds in peer.received]
+    place = kinds.index("KO")
+    assert kinds == ["CT"] * len(first) + ["KO"] + ["CT"] * 2 * len(series)
+    note = peer.received[place]
+    rejected = {
+        item.ReferencedSOPInstanceUID
+        for each in note.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+        for item in each.ReferencedSOPSequence
+    }
+    assert rejected == first
+    assert rejected.isdisjoint(peer.uids[place + 1 :])
+
+
+def send(port: int, series: list[Dataset]) -> None:
+    ae = AE(ae_title="CT")
+    ae.add_requested_context(CTImageStorage)
+    assoc = ae.associate("127.0.0.1", port, ae_title="S2NODE")
+    assert [assoc.send_c_store(ds).Status for ds in series] == [0] * len(series)
+    assoc.release()
+
+
+def until(condition: Callable[[], bool], seconds: float = 120.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not condition():
+        time.sleep(0.02)
+    return condition()
