@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -123,7 +122,7 @@ def test_one_phase_of_it_learns_on(both: TrainConfig, checkpoint: Path, tmp_path
 
 
 def test_the_export_of_a_model_for_both_has_to_name_one(
-    checkpoint: Path, trained: Any, tmp_path: Path
+    both: TrainConfig, checkpoint: Path, tmp_path: Path
 ) -> None:
     runner = CliRunner()
     words = ["export", str(checkpoint), str(tmp_path / "b")]
@@ -131,7 +130,11 @@ def test_the_export_of_a_model_for_both_has_to_name_one(
     assert unnamed.exit_code == 1
     assert "add --phase arterial or --phase venous" in unnamed.output
     assert wrong.exit_code == 78
-    other = runner.invoke(app, ["export", str(trained.stage_two), str(tmp_path / "b"), "--phase", "arterial"])
+    found = ckpt.load(checkpoint)
+    states = {name: getattr(found, name) for name in found.__slots__}
+    venous = both.with_phase("venous").model_dump_json()
+    ckpt.save(tmp_path / ckpt.NAME, ckpt.Checkpoint(**states | {"config": venous}))
+    other = runner.invoke(app, ["export", str(tmp_path), str(tmp_path / "b"), "--phase", "arterial"])
     assert other.exit_code == 1
     assert "is of phase 'venous', not 'arterial'" in other.output
 
