@@ -1,7 +1,7 @@
 """What the fault experiments share: how big they are, where their figures go, a node that can be killed.
 
-Each experiment has a short form, which is an ordinary test, and a full one (`make faults`, `make fuzz`,
-`make soak`): the same code with greater numbers. Both say what they counted with ``figures``.
+Each experiment has a short form, which is an ordinary test, and a full one (`make faults`, `make fuzz`): the
+same code with greater numbers. Both say what they counted with ``figures``.
 """
 
 from __future__ import annotations

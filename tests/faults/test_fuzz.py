@@ -1,0 +1,349 @@
+"""Instances that were tampered with, through receive, intake and reader: a code for each, and nothing else.
+
+Seeds are phantoms, pydicom's own test files and, where it is there, real CT. Mutants are made of bytes
+(flipped, cut, repeated, lengths that lie) and of elements (values no scanner writes). S2NODE_MUTANTS says how
+many, S2NODE_FUZZ_SEED draws others. The last mutant lies in ``mutant.dcm`` of the test's folder.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+import time
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom import data, dcmread
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filereader import read_dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom.dsutils import encode
+
+from node.build import read_examined
+from node.errors import REJECTION_CODES
+from node.flow import Failure, attempt
+from node.header import HeaderRefused, read_header
+from node.ledger import LEDGER_FILE, Ledger
+from node.outputs.encoding import file_meta_of
+from node.receive import STATUSES, SUCCESS, Arrival, Receiver
+from node.spool import FOLDERS, Spool
+
+SEED = int(os.environ.get("S2NODE_FUZZ_SEED", "1"))
+MOST_SEED_BYTES = 600_000
+LONGEST_S = 5.0
+"""Of this process's own time: what a busy machine adds is not the mutant's."""
+NUMBER = 8
+"""Digits at the end of a UID that say which mutant it is."""
+FIRST = 10_000_001
+TEST_FILES = Path(data.__file__).parent / "test_files"
+"""What comes with pydicom; its own function would fetch more over the network."""
+SYNTAXES = (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    "1.2.840.10008.1.2.2",
+    DeflatedExplicitVRLittleEndian,
+)
+LENGTHS = (0, 1, 0x7FFFFFFF, 0xFFFFFFFE, 0xFFFFFFFF)
+PATHS = (b"../../../../etc/cron.d/x", b"/tmp/x", b"..", b"\x00", b"1.2/../../3", b"\\..\\..")
+VALUES = {
+    "Rows": (0, 1, 65535),
+    "Columns": (0, 1, 65535),
+    "NumberOfFrames": ("0", "-1", "2147483647"),
+    "BitsAllocated": (0, 1, 7, 64, 65535),
+    "BitsStored": (0, 17, 65535),
+    "HighBit": (0, 65535),
+    "SamplesPerPixel": (0, 3, 65535),
+    "PixelRepresentation": (2, 65535),
+    "PhotometricInterpretation": ("", "PALETTE COLOR", "YBR_FULL_422", "\x00"),
+    "PixelSpacing": (["nan", "nan"], ["0", "0"], ["1e308", "1e-308"], ["-1", "-1"], ["1"]),
+    "ImagePositionPatient": (["nan"] * 3, ["inf"] * 3, ["1e300"] * 3, ["1", "2"], []),
+    "ImageOrientationPatient": (["0"] * 6, ["nan"] * 6, ["1"] * 6, ["1"] * 5),
+    "RescaleSlope": ("nan", "0", "1e308", "-1e308"),
+    "RescaleIntercept": ("inf", "1e308"),
+    "SliceThickness": ("nan", "-5"),
+    "InstanceNumber": ("99999999999", "-1", ""),
+    "SpecificCharacterSet": ("no such set", ["ISO 2022 IR 87"] * 40),
+    "ImageType": (["\x1b$B"] * 5, [], ["ORIGINAL"] * 5000),
+    "ContrastBolusAgent": ("\x00" * 64, "NONE", ""),
+    "SeriesDescription": ("%s%n" * 500, "\ud7ff" * 70),
+    "AcquisitionDate": ("99999999", "x"),
+}
+"""What no scanner writes, by element."""
+
+
+@dataclass(frozen=True)
+class Seed:
+    """An instance that is well, and what else its series has."""
+
+    name: str
+    arrival: Arrival
+    series_uid: bytes
+    others: tuple[bytes, ...] = ()
+
+
+def numbered(uid: str, number: int) -> bytes:
+    """A UID of the same length whose last digits are the mutant's number."""
+    return uid[:-NUMBER].encode() + f"{number:0{NUMBER}}".encode()
+
+
+def seed_of(name: str, ds: Dataset) -> Seed | None:
+    syntax = ds.file_meta.TransferSyntaxUID
+    uids = (ds.get("SeriesInstanceUID", ""), ds.get("SOPInstanceUID", ""))
+    if any(len(uid) < NUMBER + 4 for uid in uids):
+        return None
+    data = encode(ds, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)
+    if data is None or len(data) > MOST_SEED_BYTES:
+        return None
+    return Seed(
+        name, Arrival(str(ds.SOPClassUID), uids[1], str(syntax), "FUZZ", memoryview(data)), uids[0].encode()
+    )
+
+
+def collected(phantom: list[Dataset], real: list[Path]) -> list[Seed]:
+    """Every seed that can be told apart by number; what pydicom itself cannot write again is left out."""
+    slices = []
+    for ds in phantom:
+        ds.SeriesInstanceUID = "2.25.77.10000000"
+        ds.StudyInstanceUID = "2.25.77.1"
+        ds.SOPInstanceUID = f"2.25.77.{ds.InstanceNumber}.10000000"
+        slices.append(ds)
+    first = seed_of("phantom", slices[0])
+    assert first is not None
+    others = tuple(bytes(found.arrival.data) for ds in slices[1:] if (found := seed_of("phantom", ds)))
+    seeds = [replace(first, others=others)] * 4
+    for path in [*sorted(TEST_FILES.rglob("*.dcm")), *real]:
+        try:
+            seed = seed_of(path.name, dcmread(path))
+        except Exception:
+            continue
+        seeds += [seed] if seed else []
+    return seeds
+
+
+def mutate(seed: Seed, number: int, rng: Random) -> tuple[str, Arrival]:
+    """The ``number``-th mutant: how it was made, and what arrives."""
+    uid = numbered(seed.arrival.sop_instance_uid, number)
+    data = bytes(seed.arrival.data).replace(seed.arrival.sop_instance_uid.encode(), uid)
+    data = data.replace(seed.series_uid, numbered(seed.series_uid.decode(), number))
+    name = rng.choice(sorted(MUTATIONS))
+    arrival = replace(
+        seed.arrival, sop_instance_uid=uid.decode(), data=memoryview(MUTATIONS[name](data, rng))
+    )
+    if rng.random() < 0.05:
+        arrival = replace(arrival, transfer_syntax_uid=str(rng.choice(SYNTAXES)))
+    return name, arrival
+
+
+def flipped_in_the_header(data: bytes, rng: Random) -> bytes:
+    found = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 8, 64))):
+        found[rng.randrange(min(len(found), 3000))] = rng.randrange(256)
+    return bytes(found)
+
+
+def flipped(data: bytes, rng: Random) -> bytes:
+    found = bytearray(data)
+    for _ in range(rng.choice((1, 16, 256))):
+        found[rng.randrange(len(found))] ^= 1 << rng.randrange(8)
+    return bytes(found)
+
+
+def cut(data: bytes, rng: Random) -> bytes:
+    return data[: rng.randrange(len(data))]
+
+
+def without_a_piece(data: bytes, rng: Random) -> bytes:
+    start = rng.randrange(len(data))
+    return data[:start] + data[start + rng.choice((1, 2, 7, 300)) :]
+
+
+def with_a_piece_again(data: bytes, rng: Random) -> bytes:
+    start = rng.randrange(min(len(data), 3000))
+    piece = data[start : start + rng.choice((2, 8, 200))]
+    return data[:start] + piece * rng.choice((2, 50)) + data[start:]
+
+
+def with_a_length_that_lies(data: bytes, rng: Random) -> bytes:
+    at = 2 * rng.randrange(min(len(data), 3000) // 2)
+    width = rng.choice((2, 4))
+    lie = (rng.choice(LENGTHS) & (256**width - 1)).to_bytes(width, "little")
+    return data[:at] + lie + data[at + width :]
+
+
+def with_a_path(data: bytes, rng: Random) -> bytes:
+    path = rng.choice(PATHS)
+    starts = [at for at in range(len(data[:3000])) if data[at : at + 4] in {b"2.25", b"1.2.", b"1.3."}]
+    at = rng.choice(starts or [0])
+    return data[:at] + path + data[at + len(path) :]
+
+
+def with_nested_sequences(data: bytes, rng: Random) -> bytes:
+    depth = rng.choice((2, 31, 40, 5000))
+    opened = b"\x08\x00\x15\x11SQ\x00\x00\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    closed = b"\xfe\xff\x0d\xe0\x00\x00\x00\x00" + b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
+    return data[:200] + opened * depth + closed * rng.choice((depth, depth - 1, 0)) + data[200:]
+
+
+def deflated_bomb(data: bytes, rng: Random) -> bytes:
+    squeezer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return squeezer.compress(data[: rng.choice((100, 2000))] + bytes(2**24)) + squeezer.flush()
+
+
+def with_a_value_no_scanner_writes(data: bytes, rng: Random) -> bytes:
+    try:
+        ds = read_dataset(BytesIO(data), False, True)
+        for keyword in rng.sample(sorted(VALUES), rng.choice((1, 1, 3))):
+            setattr(ds, keyword, rng.choice(VALUES[keyword]))
+        return encode(ds, False, True) or data
+    except Exception:  # pydicom will not write it: bytes then
+        return flipped_in_the_header(data, rng)
+
+
+MUTATIONS: dict[str, Callable[[bytes, Random], bytes]] = {
+    each.__name__: each
+    for each in (
+        flipped_in_the_header, flipped, cut, without_a_piece, with_a_piece_again, with_a_length_that_lies,
+        with_a_path, with_nested_sequences, deflated_bomb, with_a_value_no_scanner_writes,
+    )
+}  # fmt: skip
+
+
+class Watched:
+    """Notes every file that Python opens for writing, and every folder it makes, outside ``allowed``."""
+
+    def __init__(self) -> None:
+        self.allowed: str | None = None
+        self.outside: list[str] = []
+        sys.addaudithook(self._see)
+
+    def _see(self, event: str, arguments: tuple[object, ...]) -> None:
+        if self.allowed is None or event not in {
+            "open",
+            "os.mkdir",
+            "os.rename",
+            "os.link",
+            "sqlite3.connect",
+        }:
+            return
+        writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+        if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & writes):
+            return
+        path = str(arguments[1] if event in {"os.rename", "os.link"} else arguments[0])
+        if not os.path.abspath(path).startswith((self.allowed, "/dev/")):  # noqa: PTH100 (resolves no links)
+            self.outside.append(event)
+
+
+@pytest.fixture(scope="session")
+def watched() -> Watched:
+    return Watched()
+
+
+def read(paths: list[Path], settings) -> str:
+    """What intake and reader make of a series: a code, or "read"."""
+    outcome = attempt(lambda: read_examined(paths, settings.intake))
+    return outcome.disposition.code if isinstance(outcome, Failure) else "read"
+
+
+@pytest.mark.timeout(0)
+def test_every_mutant_gets_an_answer_and_a_code_and_touches_nothing_else(
+    amount, figures, quick_settings, phantom_slices, tmp_path, watched
+):
+    mutants = amount("MUTANTS", short=300, full=20_000)
+    settings = quick_settings()
+    root = settings.storage.data_dir
+    phantom = [dcmread_copy(ds) for ds in phantom_slices]
+    seeds = collected(phantom, real_slices())
+    rng, spool = Random(SEED), Spool(root)
+    answers, codes, ways = Counter(), Counter(), Counter()
+    slowest_s, bugs = 0.0, []
+    with Ledger(root / LEDGER_FILE) as ledger, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        receiver = Receiver(spool, ledger, 2**25, time.time)
+        for number in range(mutants):
+            seed = rng.choice(seeds)
+            way, arrival = mutate(seed, FIRST + number, rng)
+            ways[way] += 1
+            (tmp_path / "mutant.dcm").write_bytes(arrival.data)
+            watched.allowed = str(tmp_path)
+            began = time.process_time()
+            status = receiver.take(arrival).status
+            answers[f"0x{status:04X}"] += 1
+            if status not in STATUSES or status == 0xC211:
+                bugs.append((number, way, seed.name, f"0x{status:04X}"))
+            if status == SUCCESS:
+                code = judged(ledger, tmp_path, seed, FIRST + number, settings)
+                codes[code] += 1
+                if code not in REJECTION_CODES and code not in {"read", "VOLUME-UNSUPPORTED", "dropped"}:
+                    bugs.append((number, way, seed.name, code))
+            slowest_s = max(slowest_s, time.process_time() - began)
+            watched.allowed = None
+    figures(
+        "fuzz",
+        {
+            "mutants": mutants,
+            "seeds": len({seed.name for seed in seeds}),
+            "how they were made": dict(ways),
+            "answers": dict(answers),
+            "codes of what was kept": dict(codes.most_common()),
+            "without a code, or a bug": len(bugs),
+            "written outside the spool": len(watched.outside),
+            "slowest, s of our own time": round(slowest_s, 2),
+        },
+    )
+    assert bugs == []
+    assert watched.outside == []
+    assert slowest_s < LONGEST_S
+    assert {path.name for path in root.iterdir() if path.is_dir()} == set(FOLDERS)
+
+
+def judged(ledger: Ledger, tmp_path: Path, seed: Seed, number: int, settings) -> str:
+    """The code of what was kept last, with the other slices of its seed beside it, under their UID."""
+    jobs = ledger.jobs(limit=1)
+    instances = ledger.instances(jobs[-1].id) if jobs else []
+    if not instances:
+        return "dropped"
+    mutant = tmp_path / "judged.dcm"
+    kept = instances[-1].path.read_bytes()
+    mutant.write_bytes(kept.replace(numbered(seed.series_uid.decode(), number), seed.series_uid))
+    others = [tmp_path / f"other{index}.dcm" for index in range(len(seed.others))]
+    for path, other in zip(others, seed.others, strict=True):
+        if not path.exists():
+            dcmread_bytes(other).save_as(path, enforce_file_format=True)
+    return read([mutant, *others], settings)
+
+
+def dcmread_bytes(data: bytes) -> Dataset:
+    ds = read_dataset(BytesIO(data), False, True)
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return ds
+
+
+def dcmread_copy(ds: Dataset) -> Dataset:
+    made = copy.deepcopy(ds)
+    made.file_meta = file_meta_of(made)
+    return made
+
+
+def real_slices() -> list[Path]:
+    """A few slices of real CT, where a folder of it is there."""
+    folder = Path(os.environ.get("S2NODE_TEST_CT", Path(__file__).parents[3] / "shared" / "ct"))
+    return sorted(folder.rglob("*.dcm"))[::97][:12] if folder.is_dir() else []
+
+
+@given(st.binary(max_size=4096), st.sampled_from(SYNTAXES))
+def test_no_bytes_at_all_make_the_header_reader_fail_otherwise_than_in_words(data, syntax):
+    try:
+        read_header(memoryview(data), syntax)
+    except HeaderRefused as refused:
+        assert len(str(refused)) < 64
