@@ -812,6 +812,13 @@ def test_a_requester_that_is_away_hears_later_and_after_the_last_attempt_not_any
     assert len(sender.reports) == 4
 
 
+@pytest.mark.parametrize(("address", "answer"), [("127.0.0.0/8", 0), ("10.1.2.3", 0x0124)])
+def test_a_sender_may_ask_from_its_own_addresses_only(site, sender, address, answer):
+    asker = sender.requester().model_copy(update={"addresses": (address,)})
+    here = site(requesters=(asker,))
+    assert sender.ask(here.scp.port, referring("1.2.1.1")) == answer
+
+
 def test_a_sender_that_asks_too_much_is_told_so(site, sender, monkeypatch):
     monkeypatch.setattr("node.commitment.hear.MOST_OPEN", 1)
     here = site(requesters=(sender.requester(),))
