@@ -38,7 +38,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "purge": ("node.commands.purge:purge", "Remove the files of old jobs; their history stays."),
     "quarantine": (
         "node.commands.quarantine:quarantine",
-        "List instances that were set aside because others came first under their UID.",
+        "List instances that were set aside because other bytes came first under their UID.",
     ),
     "recall": ("node.commands.recall:recall", "Take back every result a model made: rejection notes go out."),
     "models": ("node.commands.models:app", "See, check and change the models in use."),

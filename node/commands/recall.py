@@ -49,7 +49,7 @@ def recall(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take back every result a model made: rejection notes go to where they were sent.
+    """Take back every result a model made: rejection notes go out.
 
     A note is a Key Object Selection (IHE IOCM) and a job of its own: the running node delivers it. What was
     not sent yet is not sent any more. Purged jobs are found too. Activate another model first.
