@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from lightning.fabric import Fabric
-from torch.optim import AdamW
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from train import checkpoint as ckpt
 from train.config import TrainConfig
@@ -35,16 +32,10 @@ def go_on_with_joint(
 ) -> Path:
     """Stage 3; encoder, codebook and scale stay as they are."""
     plan = Plan(three.STAGE, config, config.joint.loop)
+    translator = three.LatentTranslator(config, float(start.states["scale"]))
 
     def build(fabric: Fabric) -> three.JointTraining:
-        o = config.joint.optimiser
-        translator = three.LatentTranslator(config, float(start.states["scale"]))
-        translator = translator.to(memory_format=torch.channels_last_3d)
-        ema = AveragedModel(translator, multi_avg_fn=get_ema_multi_avg_fn(config.joint.loop.ema))
-        moving = [p for p in translator.parameters() if p.requires_grad]
-        optimiser = AdamW(moving, lr=o.lr, betas=o.betas, weight_decay=o.weight_decay)
-        network, optimiser = fabric.setup(translator, optimiser)
-        return three.JointTraining(config, fabric, network, fabric.to_device(ema), optimiser, _origin(start))
+        return three.assemble(config, fabric, translator, _origin(start))
 
     return train(plan, build, out, cache, resume, start.states)
 

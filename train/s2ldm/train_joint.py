@@ -10,7 +10,6 @@ followed back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from train import checkpoint as ckpt
 from train.config import TrainConfig
 from train.data import Pairs
-from train.loop import Plan, count_parameters, descend, set_rate, train
+from train.loop import Parts, Plan, count_parameters, descend, set_rate, train
 from train.s2ldm import losses
 from train.s2ldm.autoencoder import SyncreticAutoencoder
 from train.s2ldm.denoiser import Denoiser
 from train.s2ldm.train_diffusion import STAGE as STAGE_TWO
 
 STAGE = "joint"
-PARTS = ("translator", "ema", "optimiser")
 
 
 def train_joint(config: TrainConfig, diffusion: Path, out: Path, cache: Path, resume: bool = False) -> Path:
@@ -43,13 +41,21 @@ def train_joint(config: TrainConfig, diffusion: Path, out: Path, cache: Path, re
 
 def build(config: TrainConfig, fabric: Fabric, diffusion: Path) -> JointTraining:
     """The whole model of stage 2, its average and its optimiser. Raises CheckpointUnusable."""
+    return assemble(config, fabric, *load_translator(diffusion, config))
+
+
+def assemble(
+    config: TrainConfig, fabric: Fabric, translator: LatentTranslator, origin: dict[str, Any]
+) -> JointTraining:
+    """A model with its average and its optimiser; ``origin`` says where it comes from."""
     this, o = config.joint, config.joint.optimiser
-    translator, stage_two = load_translator(diffusion, config)
+    translator = translator.to(memory_format=torch.channels_last_3d)
+    scale = translator.scale
     ema = AveragedModel(translator, multi_avg_fn=get_ema_multi_avg_fn(this.loop.ema))
     moving = [p for p in translator.parameters() if p.requires_grad]
     optimiser = AdamW(moving, lr=o.lr, betas=o.betas, weight_decay=o.weight_decay)
     network, optimiser = fabric.setup(translator, optimiser)
-    return JointTraining(config, fabric, network, fabric.to_device(ema), optimiser, stage_two)
+    return JointTraining(config, fabric, network, fabric.to_device(ema), optimiser, scale, origin)
 
 
 class LatentTranslator(nn.Module):
@@ -100,29 +106,23 @@ def load_translator(folder: Path, config: TrainConfig) -> tuple[LatentTranslator
     begun = translator.autoencoder.state_dict()
     translator.autoencoder.load_state_dict(begun | found.states["autoencoder"])
     facts = {"steps": found.step, "minutes": round(found.elapsed_s / 60, 2), "config_digest": found.digest}
-    return translator.to(memory_format=torch.channels_last_3d), facts
+    return translator, facts
 
 
 @dataclass(slots=True)
-class JointTraining:
+class JointTraining(Parts):
     """Everything stage 3 moves, and how (``train.loop.Method``)."""
+
+    parts = ("translator", "ema", "optimiser")
+    numbers = ("scale",)
 
     config: TrainConfig
     fabric: Fabric
     translator: nn.Module
     ema: AveragedModel
     optimiser: Optimizer
+    scale: float
     stage_two: dict[str, Any]
-
-    def states(self) -> dict[str, Any]:
-        """State of every part, for the checkpoint."""
-        scale = self.ema.module.scale
-        return {name: getattr(self, name).state_dict() for name in PARTS} | {"scale": scale}
-
-    def restore(self, states: Mapping[str, Any]) -> None:
-        """Put every part back; strict."""
-        for name in PARTS:
-            getattr(self, name).load_state_dict(states[name])
 
     def begin(self, pairs: Pairs, resumed: bool) -> Pairs:
         """Nothing to prepare."""
