@@ -201,6 +201,8 @@ class AutoencoderConfig(Frozen):
     """Channels at full resolution."""
     head_channels: PositiveInt = 32
     """residual: channels at patch resolution where decoder and source meet."""
+    local: Weight = 0.0
+    """What 100 HU between a voxel's enhancement and that around it add to its weight in L_rec."""
     quantizer: QuantizerConfig = QuantizerConfig()
     similarity: SimilarityConfig = SimilarityConfig()
     loss: AutoencoderLossConfig = AutoencoderLossConfig()
@@ -265,6 +267,8 @@ class DiffusionConfig(Frozen):
     """cells: x_n is seen in this narrow window besides, where 10 HU between vein and liver are not lost."""
     phase_condition: bool = False
     """The network is told the phase (MONAI's class embedding), so that one serves both."""
+    local: Weight = 0.0
+    """``autoencoder.local`` for the latent cells."""
     encoded_crops: int = Field(default=0, ge=0)
     """Crops drawn and encoded once, to be learnt from again and again; 0 encodes a new crop at every step."""
     timesteps: PositiveInt = 1000
@@ -292,7 +296,7 @@ class JointConfig(Frozen):
     soft_window: bool = False
     """The exit of D sees x_n in ``diffusion.soft_window_hu`` too, by a convolution that begins at zero."""
     local: Weight = 0.0
-    """What 100 HU between a voxel's enhancement and that around it add to its weight in L_rec."""
+    """``autoencoder.local`` of this stage."""
     optimiser: OptimiserConfig = OptimiserConfig(lr=5e-4)
     loop: LoopConfig = LoopConfig()
 
@@ -331,7 +335,7 @@ class RecordConfig(Frozen):
 
 UNFELT: dict[str, Any] = {"loop": {"recompute"}}
 """Keys of a stage's section that no number depends on."""
-LATER = ("encoded_crops", "soft_window_hu", "phase_condition", "perceptual")
+LATER = ("local", "encoded_crops", "soft_window_hu", "phase_condition", "perceptual")
 """Keys of a stage's section that came after the first checkpoints: digests know them once they are set."""
 
 
@@ -413,6 +417,12 @@ class TrainConfig(RunConfig):
                 f"diffusion.soft_window_hu {self.diffusion.soft_window_hu} must rise and lie inside"
                 f" data.window_hu {self.data.window_hu}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_need_voxels(self) -> TrainConfig:
+        if self.diffusion.local and self.diffusion.encoded_crops:
+            raise ValueError("diffusion.local looks at voxels, which diffusion.encoded_crops does not keep")
         return self
 
     @model_validator(mode="after")

@@ -45,3 +45,10 @@ def test_a_narrow_window_outside_the_models_is_refused(
 def test_the_digest_tells_windows_apart(tiny: TrainConfig) -> None:
     digests = {with_window(tiny, w).digest("diffusion") for w in (None, (-10.0, 90.0), (-20.0, 90.0))}
     assert len(digests) == 3
+
+
+def test_weights_of_voxels_and_encoded_crops_exclude_each_other(tiny: TrainConfig) -> None:
+    values = tiny.model_dump()
+    values["diffusion"] |= {"local": 2.0, "encoded_crops": 4}
+    with pytest.raises(ValidationError, match=r"diffusion\.local"):
+        TrainConfig.model_validate(values)

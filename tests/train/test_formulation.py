@@ -115,3 +115,15 @@ def test_the_enhanced_embedding_enters_only_where_the_formulation_lets_it(
         loss(config, problem.z_t.sum() + problem.source.sum() + 0 * problem.target, problem).backward()
         assert e_c.grad is not None
         assert bool(e_c.grad.any()) == reaches[when]
+
+
+def test_cells_that_weigh_more_are_heard_more() -> None:
+    config = DiffusionConfig(norm="l1", mask={"enabled": False})
+    problem = pose(config, E_N, E_C, 0.5)
+    answer = problem.target.clone()
+    answer[..., 0] += 1.0
+    cells = torch.ones_like(answer[:, :1])
+    share = 1 / answer.shape[-1]
+    assert loss(config, answer, problem, cells).item() == pytest.approx(share, rel=1e-4)
+    cells[..., 0] = 9.0
+    assert loss(config, answer, problem, cells).item() == pytest.approx(9 * share / (1 + 8 * share), rel=1e-4)

@@ -66,6 +66,18 @@ def training(config: TrainConfig) -> DiffusionTraining:
     return DiffusionTraining(config, fabric, denoiser, ema, optimiser, frozen, 1.0, {}, Path())
 
 
+def test_stage_two_weighs_the_cells_of_what_differs_from_its_surroundings() -> None:
+    stage = training(small(local=2.0))
+    vessel = X_N.clone()
+    vessel[..., 4:8, 4:8] += 0.4
+    weight = stage.cell_weight(X_N, vessel)
+    assert weight is not None
+    assert weight.shape == (len(X_N), 1, 2, 4, 4)
+    assert (weight[..., 1, 1] > 1.2 * weight[..., 3, 3]).all()
+    assert stage.step(0.5, X_N, X_C)["loss/diff"] > 0
+    assert training(small()).cell_weight(X_N, vessel) is None
+
+
 @pytest.mark.parametrize(
     "diffusion",
     [

@@ -11,6 +11,7 @@ bridge          (1−t) E_n + t E_c + σ √(t(1−t)) ε            z_t ‖ E_n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -109,13 +110,17 @@ NORMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def loss(config: DiffusionConfig, answer: Tensor, problem: Problem) -> Tensor:
-    """Eq. 4's norm between answer and target, weighted (mean-normalised) where the formulation says so."""
-    error = answer.float() - problem.target
-    error = NORMS[config.norm](error)
-    if problem.weight is None:
+def loss(config: DiffusionConfig, answer: Tensor, problem: Problem, cells: Tensor | None = None) -> Tensor:
+    """Eq. 4's norm between answer and target, weighted (mean-normalised) where the formulation says so.
+
+    ``cells`` (B, 1, d, h, w) weighs latent cells besides.
+    """
+    error = NORMS[config.norm](answer.float() - problem.target)
+    weights = [weight for weight in (problem.weight, cells) if weight is not None]
+    if not weights:
         return error.mean()
-    return (error * problem.weight).mean() / ranks.mean(problem.weight.mean())
+    weight = math.prod(weights[1:], start=weights[0])
+    return (error * weight).mean() / ranks.mean(weight.mean())
 
 
 def _masked(config: DiffusionConfig, e_n: Tensor, e_c: Tensor, progress: float) -> Tensor:

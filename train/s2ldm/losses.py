@@ -60,8 +60,10 @@ def enhancement_weight(
 
 
 def _mean_around(x: Tensor, size: tuple[int, int, int]) -> Tensor:
-    d, h, w = (n // 2 for n in size)
-    return F.avg_pool3d(x, size, stride=1, padding=(d, h, w), count_include_pad=False)
+    """Mean over an odd number of voxels each way, as many as x has at most."""
+    d, h, w = (min(n, have - 1 + have % 2) for n, have in zip(size, x.shape[2:], strict=True))
+    padding = (d // 2, h // 2, w // 2)
+    return F.avg_pool3d(x, (d, h, w), stride=1, padding=padding, count_include_pad=False)
 
 
 def frequency_loss(painted: Tensor, target: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def stage_one_terms(
     this, weigh = config.autoencoder, config.autoencoder.loss
     target = losses.high_frequency_target(x_c, weigh.x_f)
     low, high = config.data.window_hu
-    voxels = losses.enhancement_weight(x_n, x_c, weigh.enhancement, high - low)
+    voxels = losses.enhancement_weight(x_n, x_c, weigh.enhancement, high - low, this.local)
     l_rec = losses.reconstruction(out.from_c, target, voxels, weigh.square)
     terms = {"loss/rec": weigh.rec * l_rec, "loss/quan": weigh.quan * out.l_quan}
     if weigh.frequency:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 from torch.optim import AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -27,6 +28,7 @@ from train.config import PHASES, TrainConfig
 from train.data import Pairs
 from train.loop import Parts, Plan, count_parameters, descend, set_rate, train
 from train.recompute import recompute
+from train.s2ldm import losses
 from train.s2ldm.autoencoder import SyncreticAutoencoder
 from train.s2ldm.denoiser import Denoiser
 from train.s2ldm.encoded import encoded_pairs
@@ -122,7 +124,7 @@ class DiffusionTraining(Parts):
         e_n, e_c = (e * self.scale for e in rest) if encoded else self.encode_pair(x_n, *rest)
         problem = pose(this, e_n, e_c, progress)
         answer = self.denoiser(problem.z_t, problem.source, problem.t, x_n, phase)
-        l_diff = loss(this, answer, problem)
+        l_diff = loss(this, answer, problem, None if encoded else self.cell_weight(x_n, *rest))
         self.optimiser.zero_grad(set_to_none=True)
         self.fabric.backward(l_diff)
         skipped = descend(self.fabric, self.denoiser, self.optimiser, this.optimiser.clip)
@@ -137,6 +139,13 @@ class DiffusionTraining(Parts):
         if self.config.data.phase == "both":
             return rest[:-1], rest[-1]
         return rest, torch.full((len(x_n),), PHASES.index(self.config.data.phase), device=x_n.device)
+
+    def cell_weight(self, x_n: Tensor, x_c: Tensor) -> Tensor | None:
+        """``diffusion.local``: the mean weight of each latent cell's voxels, (B, 1, d, h, w)."""
+        low, high = self.config.data.window_hu
+        voxels = losses.enhancement_weight(x_n, x_c, 0.0, high - low, self.config.diffusion.local)
+        factor = self.config.autoencoder.factor
+        return None if voxels is None else F.avg_pool3d(voxels, factor, factor)
 
     @torch.no_grad()
     def encode_pair(self, x_n: Tensor, x_c: Tensor) -> tuple[Tensor, Tensor]:
