@@ -254,19 +254,25 @@ class Listener:
             assoc.acceptor.supported_contexts = [cx for cx in offered if role_of(cx) in (None, *roles)]
 
     def _on_store(self, event: evt.Event) -> int | Dataset:
-        request = cast(C_STORE, event.request)
         messages = cast(BoundedMessages, event.assoc.dimse)
-        with messages.serving(), (request.DataSet or BytesIO()).getbuffer() as data:
-            answer = self._store(
-                Arrival(
-                    sop_class_uid=str(request.AffectedSOPClassUID),
-                    sop_instance_uid=str(request.AffectedSOPInstanceUID),
-                    transfer_syntax_uid=str(event.context.transfer_syntax),
-                    calling_ae=event.assoc.requestor.ae_title,
-                    data=data,
-                )
+        with messages.serving():
+            return answer_to_store(event, self._store, event.assoc.requestor.ae_title)
+
+
+def answer_to_store(event: evt.Event, store: Callable[[Arrival], Answer], sender: str) -> int | Dataset:
+    """Have ``store`` keep what a C-STORE of ``sender`` carries; the status of its response."""
+    request = cast(C_STORE, event.request)
+    with (request.DataSet or BytesIO()).getbuffer() as data:
+        answer = store(
+            Arrival(
+                sop_class_uid=str(request.AffectedSOPClassUID),
+                sop_instance_uid=str(request.AffectedSOPInstanceUID),
+                transfer_syntax_uid=str(event.context.transfer_syntax),
+                calling_ae=sender,
+                data=data,
             )
-        return SUCCESS if answer.status == SUCCESS else _status(answer)
+        )
+    return SUCCESS if answer.status == SUCCESS else _status(answer)
 
 
 def supported_contexts(listen: ListenSettings) -> list[PresentationContext]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import BytesIO
-from typing import Final, cast
+from typing import Final
 
 from pydicom.dataset import Dataset
 from pynetdicom import evt
-from pynetdicom.dimse_primitives import C_STORE
 
 from node.pull.answer import verdict_of
 from node.pull.query import GET, MODELS, MOVE, Conversation
 from node.receive import Answer, Arrival
+from node.scp import answer_to_store
 
 MOST_NAMED: Final = 200
 """Instances that are asked for one by one; for more of them the whole series is asked for."""
@@ -54,7 +53,7 @@ def retrieve(
     model = GET if talk.archive.retrieve == "get" else MOVE
     talk.begin(model, MOST_S)
     if model == GET:
-        talk.assoc.bind(evt.EVT_C_STORE, _on_store, [store, talk.archive.ae_title])
+        talk.assoc.bind(evt.EVT_C_STORE, answer_to_store, [store, talk.archive.ae_title])
         responses = talk.assoc.send_c_get(identifier_of(wanted), GET)
     else:
         responses = talk.assoc.send_c_move(identifier_of(wanted), talk.us, MOVE)
@@ -95,23 +94,3 @@ def _done(answer: Dataset) -> int:
         answer.get(word) or 0 for word in ("NumberOfCompletedSuboperations", "NumberOfWarningSuboperations")
     )
     return sum(int(count) for count in counts)
-
-
-def _on_store(event: evt.Event, store: Callable[[Arrival], Answer], sender: str) -> Dataset:
-    """A sub-operation of C-GET: the same arrival, the same answer as from a sender of C-STORE."""
-    request = cast(C_STORE, event.request)
-    with (request.DataSet or BytesIO()).getbuffer() as data:
-        answer = store(
-            Arrival(
-                sop_class_uid=str(request.AffectedSOPClassUID),
-                sop_instance_uid=str(request.AffectedSOPInstanceUID),
-                transfer_syntax_uid=str(event.context.transfer_syntax),
-                calling_ae=sender,
-                data=data,
-            )
-        )
-    status = Dataset()
-    status.Status = answer.status
-    if answer.comment:
-        status.ErrorComment = answer.comment
-    return status
