@@ -62,7 +62,7 @@ def test_the_shipped_bundles_are_of_the_demo_configuration() -> None:
         folder = rebuild_demo.SHIPPED / phase
         manifest = read_bundle(folder).manifest
         trained = TrainConfig.model_validate(manifest.run["config"])
-        assert trained.digest("diffusion") == demo.with_phase(phase).digest("diffusion")
+        assert trained.digest("joint") == demo.with_phase(phase).digest("joint")
         assert manifest.phase == phase
     size = sum(f.stat().st_size for f in rebuild_demo.SHIPPED.rglob("*") if f.is_file())
     assert size <= 12_000_000
