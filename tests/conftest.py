@@ -382,7 +382,7 @@ def quick_settings(tmp_path: Path, translator_bundle: Callable[..., Path]) -> Ca
         base: dict[str, Any] = {
             "listen": {"port": 0},
             "storage": {"data_dir": tmp_path / "node", "min_free_bytes": 0},
-            "settle": {"quiet_s": 0.3, "max_wait_s": 600, "check_s": 0.1},
+            "settle": {"quiet_s": 1.0, "max_wait_s": 600, "check_s": 0.1},
             "intake": {"max_pixel_spacing_mm": 8},
             "engine": {"provider": "cpu", "threads": 1},
             "worker": {"lease_s": 20, "heartbeat_s": 1},
