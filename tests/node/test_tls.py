@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from config.settings import Settings, StoreDestination, TlsSettings
@@ -181,15 +182,14 @@ def test_a_peer_that_speaks_plain_text_is_refused(store_peer: Make, ours: Any) -
         echo(node_at(store_peer().port, ours.tls(), ae_title="PEER", acse_timeout_s=2, connect_timeout_s=2))
 
 
-def test_a_plain_port_says_that_it_is_none(
-    tmp_path: Path, ours: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plain_port_says_that_it_is_none(tmp_path: Path, ours: Any) -> None:
     with (
+        capture_logs() as logs,
         listening(tmp_path / "data", {}) as scp,
         pytest.raises(DestinationUnreachable),
     ):
         echo(node_at(scp.port, ours.tls()))
-    assert "the peer speaks TLS, and this port plain text" in capsys.readouterr().out
+    assert "the peer speaks TLS, and this port plain text" in [line.get("reason") for line in logs]
 
 
 # silent peers
