@@ -13,6 +13,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
+    MPEG2MPML,
     CTImageStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -219,11 +220,14 @@ def test_a_syntax_the_peer_does_not_take_is_counted(tmp_path: Path) -> None:
     handlers: list[Any] = [(evt.EVT_C_STORE, lambda event: 0x0000)]
     server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
     try:
-        compressed, plain = saved(tmp_path, ct(1, 1, syntax=RLELossless), ct(1, 2))
+        video = ct(1, 1, syntax=RLELossless)  # encapsulated; as video nobody can decode it
+        video.file_meta.TransferSyntaxUID = MPEG2MPML
+        compressed, plain, other = saved(tmp_path, video, ct(1, 2), ct(1, 3, syntax=RLELossless))
         sent = send(peer(server.server_address[1], "PLAIN"), [compressed, plain])
         assert sent.outcomes == {NO_CONTEXT: 1, 0: 1} and not sent.is_complete
         with pytest.raises(DestinationRefused, match="presentation context"):
             send(peer(server.server_address[1], "PLAIN"), [compressed])
+        assert send(peer(server.server_address[1], "PLAIN"), [other]).outcomes == {0: 1}
     finally:
         server.shutdown()
 
