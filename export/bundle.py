@@ -26,7 +26,7 @@ from export import aldm, s2ldm, translator
 from export.graph import OPSET, write_graph
 from export.model import Model
 from export.parity import DEFAULT_TOLERANCE, Tolerance, measure
-from train.checkpoint import NAME, CheckpointUnusable
+from train.checkpoint import CheckpointUnusable, file_of
 from train.checkpoint import load as load_checkpoint
 from train.config import BundleConfig, Phase
 from train.evaluate import evaluate
@@ -69,7 +69,7 @@ def export_bundle(
     """
     if out.exists() and not replace:
         raise BundleExists(f"{out} exists: choose another folder or add --replace")
-    file = checkpoint / NAME if checkpoint.is_dir() else checkpoint
+    file = file_of(checkpoint)
     model = load_model(file, phase)
     outputs = model.outputs()
     with _staged(out) as folder:

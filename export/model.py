@@ -58,9 +58,4 @@ class Model(Protocol):
 
 def facts_of(found: Checkpoint) -> dict[str, Any]:
     """How long a model was trained, for the bundle's card."""
-    return {
-        "steps": found.step,
-        "minutes": round(found.elapsed_s / 60, 2),
-        "total_steps": found.total_steps,
-        "config_digest": found.digest,
-    }
+    return found.facts() | {"total_steps": found.total_steps}

@@ -47,6 +47,11 @@ class Checkpoint:
     rng: Mapping[str, Any]
     extras: Mapping[str, Any] = field(default_factory=dict)
 
+    def facts(self) -> dict[str, Any]:
+        """How long it was trained and under what, for the cards of what is built on it."""
+        minutes = round(self.elapsed_s / 60, 2)
+        return {"steps": self.step, "minutes": minutes, "config_digest": self.digest}
+
 
 def save(file: Path, checkpoint: Checkpoint) -> None:
     """Write beside, flush to disk, rename: a reader sees the old file or the new one, never a part."""
@@ -57,6 +62,11 @@ def save(file: Path, checkpoint: Checkpoint) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(file)
+
+
+def file_of(place: Path) -> Path:
+    """The checkpoint itself, whether it or the folder of its run is named."""
+    return place / NAME if place.is_dir() else place
 
 
 def load(file: Path, stage: str | None = None) -> Checkpoint:

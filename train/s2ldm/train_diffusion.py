@@ -73,13 +73,12 @@ def assemble(
 
 def load_frozen(folder: Path, config: TrainConfig) -> tuple[SyncreticAutoencoder, dict[str, Any]]:
     """Stage 1's averaged weights, frozen, and what its checkpoint says. Raises CheckpointUnusable."""
-    file = folder / ckpt.NAME if folder.is_dir() else folder
+    file = ckpt.file_of(folder)
     found = ckpt.load(file, STAGE_ONE)
     ckpt.require_same(file, found, config.digest(STAGE_ONE))
     autoencoder = SyncreticAutoencoder(config.autoencoder)
     autoencoder.load_state_dict(ckpt.averaged(found.states["ema"]))
-    facts = {"steps": found.step, "minutes": round(found.elapsed_s / 60, 2), "config_digest": found.digest}
-    return freeze(autoencoder), facts
+    return freeze(autoencoder), found.facts()
 
 
 def freeze(autoencoder: SyncreticAutoencoder) -> SyncreticAutoencoder:

@@ -93,7 +93,7 @@ class LatentTranslator(nn.Module):
 
 def load_translator(folder: Path, config: TrainConfig) -> tuple[LatentTranslator, dict[str, Any]]:
     """Stage 2's model with averaged weights, and what its checkpoint says. Raises CheckpointUnusable."""
-    file = folder / ckpt.NAME if folder.is_dir() else folder
+    file = ckpt.file_of(folder)
     found = ckpt.load(file, STAGE_TWO)
     ckpt.require_same(file, found, config.digest(STAGE_TWO))
     if config.diffusion.formulation != "bridge" or config.diffusion.sigma > 0:
@@ -105,8 +105,7 @@ def load_translator(folder: Path, config: TrainConfig) -> tuple[LatentTranslator
     translator.denoiser.load_state_dict(ckpt.averaged(found.states["ema"]))
     begun = translator.autoencoder.state_dict()
     translator.autoencoder.load_state_dict(begun | found.states["autoencoder"])
-    facts = {"steps": found.step, "minutes": round(found.elapsed_s / 60, 2), "config_digest": found.digest}
-    return translator, facts
+    return translator, found.facts()
 
 
 @dataclass(slots=True)
