@@ -102,7 +102,7 @@ class Model:
         cells = [n // f for n, f in zip(self.config.data.crop, self.config.autoencoder.factor, strict=True)]
         z = torch.zeros(1, channels, *cells)
         source = {"x": x} if self.config.autoencoder.source_skip == "residual" else {}
-        condition = {"x": x} if self.denoiser.cells is not None else {}
+        condition = {"x": x} if self.denoiser.source is not None else {}
         return {
             "encoder": {"x": x},
             "denoiser": {"z_t": z, "e_n": z.clone(), "t": torch.full((1,), 0.5), **condition},

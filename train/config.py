@@ -201,6 +201,8 @@ class AutoencoderConfig(Frozen):
     """Channels at full resolution."""
     head_channels: PositiveInt = 32
     """residual: channels at patch resolution where decoder and source meet."""
+    exit_blocks: int = Field(default=0, ge=0)
+    """residual: residual blocks there, which look further around in the source than one convolution does."""
     local: Weight = 0.0
     """What 100 HU between a voxel's enhancement and that around it add to its weight in L_rec."""
     quantizer: QuantizerConfig = QuantizerConfig()
@@ -260,11 +262,14 @@ class DiffusionConfig(Frozen):
     sigma: Weight = 0.0
     start_share: Fraction = 0.0
     """bridge: share of the training questions posed at t = 0, from E_n itself."""
-    source_condition: Literal["none", "cells"] = "cells"
+    source_condition: Literal["none", "cells", "stem"] = "cells"
     """none: the network sees z_t and E_n, the paper. cells: also x_n, a channel for every voxel of a latent
-    cell: E_n is made to resemble E_c, which knows no anatomy once the decoder has it from the source."""
+    cell: E_n is made to resemble E_c, which knows no anatomy once the decoder has it from the source. stem:
+    also x_n, through convolutions at patch resolution that end in ``stem_channels`` channels a cell."""
+    stem_channels: PositiveInt = 32
+    """stem: channels at patch resolution, and of what a cell is told."""
     soft_window_hu: tuple[float, float] | None = None
-    """cells: x_n is seen in this narrow window besides, where 10 HU between vein and liver are not lost."""
+    """x_n is seen in this narrow window besides, where 10 HU between vein and liver are not lost."""
     phase_condition: bool = False
     """The network is told the phase (MONAI's class embedding), so that one serves both."""
     local: Weight = 0.0
@@ -285,6 +290,14 @@ class DiffusionConfig(Frozen):
     def _sampler_fits(self) -> DiffusionConfig:
         if (self.formulation == "bridge") != (self.sampler.name == "bridge"):
             raise ValueError(f"formulation {self.formulation!r} cannot be sampled by {self.sampler.name!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _stem_fits(self) -> DiffusionConfig:
+        if self.source_condition == "stem" and self.stem_channels % self.norm_groups:
+            raise ValueError(
+                f"stem_channels {self.stem_channels} are no multiple of norm_groups {self.norm_groups}"
+            )
         return self
 
 
@@ -335,7 +348,10 @@ class RecordConfig(Frozen):
 
 UNFELT: dict[str, Any] = {"loop": {"recompute"}}
 """Keys of a stage's section that no number depends on."""
-LATER = ("local", "encoded_crops", "soft_window_hu", "phase_condition", "perceptual")
+LATER = (
+    "local", "encoded_crops", "soft_window_hu", "phase_condition", "perceptual",
+    "exit_blocks", "stem_channels",
+)  # fmt: skip
 """Keys of a stage's section that came after the first checkpoints: digests know them once they are set."""
 
 

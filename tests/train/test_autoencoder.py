@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.networks.nets.autoencoderkl import AEKLResBlock
 
 from train.config import AutoencoderConfig
 from train.s2ldm.autoencoder import SyncreticAutoencoder, depth_to_space, space_to_depth
@@ -40,6 +41,16 @@ def test_the_latent_has_the_promised_factor_and_channels() -> None:
 def test_painting_onto_the_source_begins_as_the_identity() -> None:
     model = network(source_skip="residual").eval()
     assert torch.equal(model.decode(model.encode(X_N), X_N), X_N)
+
+
+def test_painting_with_blocks_at_the_exit_begins_as_the_identity_and_moves_them() -> None:
+    model = network(source_skip="residual", exit_blocks=2)
+    assert torch.equal(model.eval().decode(model.encode(X_N), X_N), X_N)
+    torch.nn.init.normal_(model.exit.last.weight)
+    (model.paint(model.encode(X_N), X_N) - X_C).square().mean().backward()
+    blocks = [layer for layer in model.exit.merge if isinstance(layer, AEKLResBlock)]
+    assert len(blocks) == 2
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for b in blocks for p in b.parameters())
 
 
 def test_the_papers_decoder_never_looks_at_the_source() -> None:

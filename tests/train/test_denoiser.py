@@ -52,3 +52,41 @@ def test_weights_of_voxels_and_encoded_crops_exclude_each_other(tiny: TrainConfi
     values["diffusion"] |= {"local": 2.0, "encoded_crops": 4}
     with pytest.raises(ValidationError, match=r"diffusion\.local"):
         TrainConfig.model_validate(values)
+
+
+def with_stem(config: TrainConfig, channels: int = 16) -> TrainConfig:
+    values = with_window(config, (-10.0, 90.0)).model_dump()
+    values["diffusion"] |= {"source_condition": "stem", "stem_channels": channels, "norm_groups": 8}
+    return TrainConfig.model_validate(values)
+
+
+def test_the_stem_tells_cells_apart_by_voxels_within_them_and_learns(tiny: TrainConfig) -> None:
+    config = with_stem(tiny)
+    denoiser = Denoiser(config)
+    x = torch.zeros(1, 1, *config.data.crop)
+    elsewhere = x.clone()
+    elsewhere[..., 0, 0, 0] = 1.0
+    seen, other = denoiser.look(x), denoiser.look(elsewhere)
+    cells = [n // f for n, f in zip(config.data.crop, config.autoencoder.factor, strict=True)]
+    assert seen.shape == (1, 16, *cells)
+    assert not torch.equal(seen, other)
+    torch.nn.init.normal_(denoiser.unet.out[2].conv.weight)
+    z = torch.randn(1, config.autoencoder.latent_channels, *cells)
+    denoiser(z, z, torch.zeros(1), elsewhere).sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in denoiser.source.parameters() if p.ndim > 1)
+
+
+def test_what_is_seen_of_the_source_can_be_looked_at_once_for_several_steps(tiny: TrainConfig) -> None:
+    config = with_stem(tiny)
+    denoiser = Denoiser(config).eval()
+    torch.nn.init.normal_(denoiser.unet.out[2].conv.weight)
+    x = torch.randn(1, 1, *config.data.crop)
+    z = torch.randn(1, config.autoencoder.latent_channels, *denoiser.look(x).shape[2:])
+    with torch.no_grad():
+        for t in (torch.zeros(1), torch.full((1,), 0.5)):
+            assert torch.equal(denoiser(z, z, t, x), denoiser.answer(z, z, t, denoiser.look(x)))
+
+
+def test_a_stem_that_normalisation_cannot_split_is_refused(tiny: TrainConfig) -> None:
+    with pytest.raises(ValidationError, match="stem_channels 12"):
+        with_stem(tiny, 12)

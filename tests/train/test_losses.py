@@ -95,3 +95,9 @@ def test_the_adaptive_weight_balances_the_gradients_at_the_last_layer() -> None:
     rec, adversarial = (6.0 * last).sum(), (2.0 * last).sum()
     assert losses.adaptive_weight(rec, adversarial, last).item() == pytest.approx(3.0, rel=1e-3)
     assert losses.adaptive_weight(rec, 0.0 * adversarial, last).item() == 1e4
+
+
+def test_surroundings_are_averaged_as_one_box_would_be() -> None:
+    x = torch.randn(1, 1, 6, 20, 9, generator=torch.Generator().manual_seed(0))
+    box = torch.nn.functional.avg_pool3d(x, (5, 15, 9), 1, (2, 7, 4), count_include_pad=False)
+    torch.testing.assert_close(losses._mean_around(x, (7, 15, 15)), box)

@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from monai.networks.nets.autoencoderkl import Decoder, Encoder
+from monai.networks.nets.autoencoderkl import AEKLResBlock, Decoder, Encoder
 from torch import Tensor, nn
 
 from train import ranks
@@ -36,6 +36,11 @@ def depth_to_space(x: Tensor, patch: Shape) -> Tensor:
 def stretch(x: Tensor, low: float, high: float) -> Tensor:
     """x with [low, high] spread over [-1, 1], and clipped there."""
     return ((x - low) * (2 / (high - low)) - 1).clamp(-1, 1)
+
+
+def res_block(channels: int, norm_groups: int) -> nn.Module:
+    """MONAI's two convolutions around which the input is added."""
+    return AEKLResBlock(3, channels, norm_groups, 1e-6, channels)
 
 
 class StageOne(NamedTuple):
@@ -75,8 +80,10 @@ class ResidualExit(nn.Module):
         self.patch = config.patch_embed
         self.features = config.head_channels - math.prod(self.patch)
         width, full = config.head_channels, config.exit_channels
+        blocks = [res_block(width, config.norm_groups) for _ in range(config.exit_blocks)]
         self.merge = nn.Sequential(
             nn.Conv3d(width, width, kernel_size=3, padding=1),
+            *blocks,
             nn.GroupNorm(config.norm_groups, width),
             nn.SiLU(),
             nn.Conv3d(width, math.prod(self.patch) * full, kernel_size=3, padding=1),

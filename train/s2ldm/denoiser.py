@@ -9,15 +9,52 @@ from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
 from train.config import PHASES, Phase, TrainConfig
-from train.s2ldm.autoencoder import space_to_depth, stretch
+from train.s2ldm.autoencoder import res_block, space_to_depth, stretch
 
 TIME_SCALE = 1000.0
+
+
+class SourceStem(nn.Module):
+    """x_n (B, windows, D, H, W) to ``stem_channels`` channels for every latent cell.
+
+    A cell has 32 voxels or more and a vessel in it a few: here they are looked at where they are still
+    apart, by convolutions at patch resolution, before one with the stride of a cell sums up.
+    """
+
+    def __init__(self, config: TrainConfig, windows: int) -> None:
+        super().__init__()
+        self.patch = config.autoencoder.patch_embed
+        width, groups = config.diffusion.stem_channels, config.diffusion.norm_groups
+        stride = tuple(f // p for f, p in zip(config.autoencoder.factor, self.patch, strict=True))
+        self.layers = nn.Sequential(
+            nn.Conv3d(windows * math.prod(self.patch), width, kernel_size=3, padding=1),
+            res_block(width, groups),
+            nn.GroupNorm(groups, width),
+            nn.SiLU(),
+            nn.Conv3d(width, width, kernel_size=stride, stride=stride),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the cells of x hold, (B, stem_channels, d, h, w)."""
+        return self.layers(space_to_depth(x, self.patch))
+
+
+class SourceCells(nn.Module):
+    """x_n (B, windows, D, H, W) to a channel for every voxel of a latent cell, in every window."""
+
+    def __init__(self, config: TrainConfig, windows: int) -> None:
+        super().__init__()
+        self.factor = config.autoencoder.factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The voxels of every cell, (B, windows · voxels, d, h, w)."""
+        return space_to_depth(x, self.factor)
 
 
 class Denoiser(nn.Module):
     """(z_t, E_n, t) to the prediction: the bridge's velocity, ε or v; the output starts at zero.
 
-    With ``source_condition = "cells"`` x_n is a fourth input, with ``soft_window_hu`` in two windows.
+    With ``source_condition`` x_n is a fourth input, with ``soft_window_hu`` in two windows.
     ``literal`` never shows E_n or x_n to the network; the argument is there so that all graphs look alike.
     With ``phase_condition`` it is told each row's place in ``PHASES``; ``phase`` is what it takes for granted
     where it is not told.
@@ -29,13 +66,17 @@ class Denoiser(nn.Module):
         self.told_phase = this.phase_condition
         self.phase = None if phase is None else PHASES.index(phase)
         self.sees_source = this.formulation != "literal"
-        self.cells = autoencoder.factor if self.sees_source and this.source_condition == "cells" else None
         latent_channels = autoencoder.latent_channels
         self.soft_window = config.soft_window
-        voxels = math.prod(self.cells) * (2 if self.soft_window else 1) if self.cells else 0
+        windows = 2 if self.soft_window else 1
+        self.source, told = None, 0
+        if self.sees_source and this.source_condition == "cells":
+            self.source, told = SourceCells(config, windows), windows * math.prod(autoencoder.factor)
+        elif self.sees_source and this.source_condition == "stem":
+            self.source, told = SourceStem(config, windows), this.stem_channels
         self.unet = DiffusionModelUNet(
             spatial_dims=3,
-            in_channels=latent_channels * (2 if self.sees_source else 1) + voxels,
+            in_channels=latent_channels * (2 if self.sees_source else 1) + told,
             out_channels=latent_channels,
             num_res_blocks=this.res_blocks,
             channels=this.channels,
@@ -51,14 +92,23 @@ class Denoiser(nn.Module):
         self, z_t: Tensor, e_n: Tensor, t: Tensor, x: Tensor | None = None, phase: Tensor | None = None
     ) -> Tensor:
         """z_t, E_n (B, C, d, h, w), t (B,) in [0, 1], x = x_n (B, 1, D, H, W), phase (B,) of integers."""
-        seen = [z_t, e_n] if self.sees_source else [z_t]
-        if self.cells is not None:
-            if x is None:
-                raise ValueError("this denoiser is conditioned on x_n")
-            seen.append(space_to_depth(x, self.cells))
-            if self.soft_window:
-                seen.append(space_to_depth(stretch(x, *self.soft_window), self.cells))
-        return self.unet(torch.cat(seen, dim=1), t * TIME_SCALE, class_labels=self._classes(phase, z_t))
+        return self.answer(z_t, e_n, t, self.look(x), phase)
+
+    def look(self, x: Tensor | None) -> Tensor | None:
+        """What the network is told of x_n, the same at every t; None where it is not shown."""
+        if self.source is None:
+            return None
+        if x is None:
+            raise ValueError("this denoiser is conditioned on x_n")
+        return self.source(torch.cat([x, stretch(x, *self.soft_window)], dim=1) if self.soft_window else x)
+
+    def answer(
+        self, z_t: Tensor, e_n: Tensor, t: Tensor, seen: Tensor | None, phase: Tensor | None = None
+    ) -> Tensor:
+        """``forward`` with ``seen`` = ``look(x)``, for samplers of several steps."""
+        inputs = [z_t, e_n] if self.sees_source else [z_t]
+        inputs = inputs if seen is None else [*inputs, seen]
+        return self.unet(torch.cat(inputs, dim=1), t * TIME_SCALE, class_labels=self._classes(phase, z_t))
 
     def _classes(self, phase: Tensor | None, z_t: Tensor) -> Tensor | None:
         if not self.told_phase:

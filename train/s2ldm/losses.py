@@ -60,10 +60,13 @@ def enhancement_weight(
 
 
 def _mean_around(x: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """Mean over an odd number of voxels each way, as many as x has at most."""
-    d, h, w = (min(n, have - 1 + have % 2) for n, have in zip(size, x.shape[2:], strict=True))
-    padding = (d // 2, h // 2, w // 2)
-    return F.avg_pool3d(x, (d, h, w), stride=1, padding=padding, count_include_pad=False)
+    """Mean over an odd number of voxels each way, as many as x has at most; one axis after the other."""
+    for axis, (n, have) in enumerate(zip(size, x.shape[2:], strict=True)):
+        kernel, padding = [1, 1, 1], [0, 0, 0]
+        kernel[axis] = min(n, have - 1 + have % 2)
+        padding[axis] = kernel[axis] // 2
+        x = F.avg_pool3d(x, kernel, stride=1, padding=padding, count_include_pad=False)
+    return x
 
 
 def frequency_loss(painted: Tensor, target: Tensor) -> Tensor:

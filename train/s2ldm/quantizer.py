@@ -16,7 +16,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from train import ranks
 
-CHUNK = 8192
+CHUNK = 512
+"""Rows whose distances are held at a time: few enough to stay in a core's cache."""
 LAPLACE = 1e-5
 
 
@@ -57,8 +58,10 @@ class VectorQuantizer(nn.Module):
 
     def nearest(self, rows: Tensor) -> Tensor:
         """Index of the closest code of every row, by squared Euclidean distance, in chunks."""
-        half_norm = 0.5 * self.codebook.square().sum(1)
-        return torch.cat([(half_norm - part @ self.codebook.T).argmin(1) for part in rows.split(CHUNK)])
+        half_norm, codes = 0.5 * self.codebook.square().sum(1), self.codebook.T
+        return torch.cat(
+            [torch.addmm(half_norm, part, codes, alpha=-1).argmin(1) for part in rows.split(CHUNK)]
+        )
 
     def lookup(self, latent: Tensor) -> Tensor:
         """Replace every part of every cell by its code; what the exported decoder does."""

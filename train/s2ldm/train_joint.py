@@ -84,10 +84,10 @@ class LatentTranslator(nn.Module):
 
     def sample(self, e_n: Tensor, x_n: Tensor) -> Tensor:
         """ẑ: ``engine.samplers.bridge`` with σ = 0."""
-        z = e_n
+        z, seen = e_n, self.denoiser.look(x_n)
         for k in range(self.steps):
             t = torch.full((len(z),), k / self.steps, device=z.device)
-            z = z + self.denoiser(z, e_n, t, x_n).float() / self.steps
+            z = z + self.denoiser.answer(z, e_n, t, seen).float() / self.steps
         return z
 
 
