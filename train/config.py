@@ -310,6 +310,9 @@ class JointConfig(Frozen):
     """The exit of D sees x_n in ``diffusion.soft_window_hu`` too, by a convolution that begins at zero."""
     local: Weight = 0.0
     """``autoencoder.local`` of this stage."""
+    local_mean: Weight = 0.0
+    """Weight of the squared error of means over 3 × 3 × 3 voxels. Noise, which is everywhere, is hardly left
+    in these, and a vein in the liver, which is few voxels, is: its gradient is not drowned."""
     optimiser: OptimiserConfig = OptimiserConfig(lr=5e-4)
     loop: LoopConfig = LoopConfig()
 
@@ -350,7 +353,7 @@ UNFELT: dict[str, Any] = {"loop": {"recompute"}}
 """Keys of a stage's section that no number depends on."""
 LATER = (
     "local", "encoded_crops", "soft_window_hu", "phase_condition", "perceptual",
-    "exit_blocks", "stem_channels",
+    "exit_blocks", "stem_channels", "local_mean",
 )  # fmt: skip
 """Keys of a stage's section that came after the first checkpoints: digests know them once they are set."""
 

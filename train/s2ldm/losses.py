@@ -15,6 +15,7 @@ UNSHARP_AMOUNT = 0.5
 LAPLACIAN_AMOUNT = 0.25
 ENHANCEMENT_UNIT_HU = 100.0
 SURROUNDINGS = (7, 15, 15)
+LOCAL = (3, 3, 3)
 ADAPTIVE_MAX = 1e4
 
 
@@ -39,6 +40,12 @@ def reconstruction(
     if square:
         error = error + square * error.square()
     return error.mean() if weight is None else (error * weight).mean() / ranks.mean(weight.mean())
+
+
+def local_mean_error(painted: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared error of means over ``LOCAL`` voxels, weighted like ``reconstruction``."""
+    square = _mean_around(painted - target, LOCAL).square()
+    return square.mean() if weight is None else (square * weight).mean() / ranks.mean(weight.mean())
 
 
 def enhancement_weight(

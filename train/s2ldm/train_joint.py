@@ -145,10 +145,14 @@ class JointTraining(Parts):
         return {name: value.detach() for name, value in terms.items()} | {"lr": rate, "skipped": skipped}
 
     def painted_loss(self, painted: Tensor, x_n: Tensor, x_c: Tensor) -> Tensor:
-        """L_rec as stage 1 weighs it, and ``joint.local`` besides, against x_c itself."""
-        weigh, (low, high) = self.config.autoencoder.loss, self.config.data.window_hu
-        voxels = losses.enhancement_weight(x_n, x_c, weigh.enhancement, high - low, self.config.joint.local)
-        return losses.reconstruction(painted, x_c, voxels, weigh.square)
+        """L_rec as stage 1 weighs it, with ``joint.local`` and ``joint.local_mean``, against x_c itself."""
+        this, weigh = self.config.joint, self.config.autoencoder.loss
+        low, high = self.config.data.window_hu
+        voxels = losses.enhancement_weight(x_n, x_c, weigh.enhancement, high - low, this.local)
+        painted_loss = losses.reconstruction(painted, x_c, voxels, weigh.square)
+        if this.local_mean:
+            painted_loss = painted_loss + this.local_mean * losses.local_mean_error(painted, x_c, voxels)
+        return painted_loss
 
     def show(self, x_n: Tensor, x_c: Tensor, seed: int) -> dict[str, Tensor]:
         """The whole model as it runs in service; σ = 0 asks for no noise."""
