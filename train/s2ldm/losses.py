@@ -42,9 +42,14 @@ def reconstruction(
     return error.mean() if weight is None else (error * weight).mean() / ranks.mean(weight.mean())
 
 
-def local_mean_error(painted: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean squared error of means over ``LOCAL`` voxels, weighted like ``reconstruction``."""
-    square = _mean_around(painted - target, LOCAL).square()
+def contrast_error(painted: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared error of local contrast, weighted like ``reconstruction``.
+
+    Contrast is the mean over ``LOCAL`` voxels, in which hardly any noise is left, less that over
+    ``SURROUNDINGS``, which takes out what a patient's level of enhancement does to a whole organ.
+    """
+    error = painted - target
+    square = (_mean_around(error, LOCAL) - _mean_around(error, SURROUNDINGS)).square()
     return square.mean() if weight is None else (square * weight).mean() / ranks.mean(weight.mean())
 
 

@@ -65,7 +65,7 @@ class LatentTranslator(nn.Module):
         super().__init__()
         self.denoiser = Denoiser(config)
         window = config.soft_window if config.joint.soft_window else None
-        self.autoencoder = SyncreticAutoencoder(config.autoencoder, window)
+        self.autoencoder = SyncreticAutoencoder(config.autoencoder, window, config.joint.fine_blocks)
         self.steps, self.scale = config.diffusion.sampler.steps, scale
         self.autoencoder.encoder.requires_grad_(False)
 
@@ -145,13 +145,13 @@ class JointTraining(Parts):
         return {name: value.detach() for name, value in terms.items()} | {"lr": rate, "skipped": skipped}
 
     def painted_loss(self, painted: Tensor, x_n: Tensor, x_c: Tensor) -> Tensor:
-        """L_rec as stage 1 weighs it, with ``joint.local`` and ``joint.local_mean``, against x_c itself."""
+        """L_rec as stage 1 weighs it, with ``joint.local`` and ``joint.contrast``, against x_c itself."""
         this, weigh = self.config.joint, self.config.autoencoder.loss
         low, high = self.config.data.window_hu
         voxels = losses.enhancement_weight(x_n, x_c, weigh.enhancement, high - low, this.local)
         painted_loss = losses.reconstruction(painted, x_c, voxels, weigh.square)
-        if this.local_mean:
-            painted_loss = painted_loss + this.local_mean * losses.local_mean_error(painted, x_c, voxels)
+        if this.contrast:
+            painted_loss = painted_loss + this.contrast * losses.contrast_error(painted, x_c, voxels)
         return painted_loss
 
     def show(self, x_n: Tensor, x_c: Tensor, seed: int) -> dict[str, Tensor]:
