@@ -90,10 +90,7 @@ def joint(
     from train.s2ldm.train_joint import train_joint  # noqa: PLC0415
 
     with _training():
-        settings = _load(config, phase)
-        if settings.diffusion.phase_condition:
-            raise TrainConfigInvalid(config, "stage 3 has no network yet that is told the phase")
-        train_joint(settings, diffusion, out, cache, resume)
+        train_joint(_load(config, phase), diffusion, out, cache, resume)
 
 
 def _method_command(name: str, entry: Entry) -> Callable[..., None]:
