@@ -199,6 +199,9 @@ def _aim_rows(phases: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         change = row["mean_change_hu"]
         name = f"{phase}: fat, bone, air and muscle changed by less than 10 HU"
         yield _aim(name, f"{change:+.1f} HU ({tissue})", abs(change) < 10)
+    for found in phases.values():
+        for bar in found.get("bars", ()):
+            yield _aim(bar["aim"], bar["measured"], bar["reached"])
 
 
 def _aim(name: str, value: str, is_reached: bool) -> tuple[str, str, str]:

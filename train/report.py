@@ -21,7 +21,7 @@ DIFFERENCE_HU = 150.0
 
 
 def show_tables(result: Mapping[str, Any], console: Console | None = None) -> None:
-    """One table of metrics, one of organs and one of controls for every phase."""
+    """Tables of metrics, organs, controls and what a release has to reach, for every phase."""
     console = console or Console()
     for phase, row in result["phases"].items():
         console.print(
@@ -37,6 +37,8 @@ def show_tables(result: Mapping[str, Any], console: Console | None = None) -> No
         console.print(
             _table(("control", "mean change HU", "mean |change| HU", "true change HU"), _control_rows(row))
         )
+        if row.get("bars"):
+            console.print(_table(("asked of a release", "measured", "reached"), bar_rows(row["bars"])))
 
 
 def write_picture(file: Path, bundles: Sequence[Path], seed: int, policy: SessionPolicy) -> None:
@@ -89,6 +91,11 @@ def _organ_rows(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def _control_rows(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
     keys = ("mean_change_hu", "mean_abs_change_hu", "true_change_hu")
     return [(name, *(f"{values[k]:.1f}" for k in keys)) for name, values in row["controls"].items()]
+
+
+def bar_rows(bars: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """What is asked, what was measured, yes or no."""
+    return [(bar["aim"], bar["measured"], "yes" if bar["reached"] else "no") for bar in bars]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
