@@ -16,7 +16,7 @@ HELD_OUT ?= 9000
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench models faults fuzz picture metrics docs constraints clean
+.PHONY: help demo test check lint bench models faults fuzz picture metrics real docs constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -67,8 +67,14 @@ picture: demo ## the demo's picture as the README shows it
 	cp '$(OUT)/overview.png' docs/images/demo.png
 
 metrics: $(VENV)/.full ## measure the shipped models on phantoms that no training has seen
+	mkdir -p build
 	$(BIN)/s2node evaluate --phantom-seed $(HELD_OUT) --cases 20 --json > build/metrics.json
 	cp build/metrics.json docs/metrics.json
+
+real: $(VENV)/.full ## organs of a real labelled scan before and after (NCCT=FILE LABELS=FILE); only means are kept
+	mkdir -p build
+	$(BIN)/s2node evaluate --ncct '$(NCCT)' --labels '$(LABELS)' --json > build/real-ct.json
+	cp build/real-ct.json docs/real-ct.json
 
 docs: $(VENV)/.full ## rewrite the generated parts of docs/
 	$(BIN)/python -m docs.generate

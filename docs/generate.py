@@ -199,6 +199,9 @@ def _aim_rows(phases: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         change = row["mean_change_hu"]
         name = f"{phase}: fat, bone, air and muscle changed by less than 10 HU"
         yield _aim(name, f"{change:+.1f} HU ({tissue})", abs(change) < 10)
+    for found in phases.values():
+        for bar in found.get("bars", ()):
+            yield _aim(bar["aim"], bar["measured"], bar["reached"])
 
 
 def _aim(name: str, value: str, is_reached: bool) -> tuple[str, str, str]:
@@ -290,10 +293,34 @@ def _words(value: object) -> str:
     return str(value)
 
 
+REAL = DOCS / "real-ct.json"
+
+
+def real_table() -> str:
+    """What `make real` measured on a real scan: models, table, paragraph."""
+    from train.real_report import rows_of  # noqa: PLC0415 - only this part needs the extra
+
+    found = json.loads(REAL.read_text(encoding="utf-8"))
+    scan = found["scan"]
+    head, *rows = rows_of(found)
+    models = ", ".join(f"`{m['model_id']}` ({m['model_digest'][:12]})" for m in found["models"].values())
+    grid = " × ".join(map(str, scan["shape"]))
+    spacing = " × ".join(f"{mm:g}" for mm in scan["spacing_mm"])
+    return "\n\n".join(
+        [
+            f"{models}, on {grid} voxels of {spacing} mm;"
+            f" the body's cross-section is {scan['relative_size']:g} of a typical one.",
+            markdown_table(head, rows),
+            found["words"],
+        ]
+    )
+
+
 PARTS: Mapping[str, Callable[[], str]] = {
     "settings": settings_tables,
     "metrics": metrics_tables,
     "faults": fault_tables,
+    "real-ct": real_table,
 }
 """What stands between the markers of a page."""
 
@@ -306,7 +333,7 @@ def page(path: Path) -> str:
     return MARKER.sub(lambda found: f"{found[1]}\n{PARTS[found['name']]()}\n\n{found[3]}", text)
 
 
-PAGES = ("command-reference.md", "administrators-guide.md", "model-card.md", "faults.md")
+PAGES = ("command-reference.md", "administrators-guide.md", "model-card.md", "faults.md", "real-ct.md")
 """Pages with generated parts."""
 
 

@@ -27,7 +27,7 @@ from train.data import Pairs
 from train.loop import Parts, Plan, count_parameters, descend, set_rate, train
 from train.s2ldm import losses
 from train.s2ldm.autoencoder import SyncreticAutoencoder
-from train.s2ldm.denoiser import Denoiser
+from train.s2ldm.denoiser import Denoiser, split_phase
 from train.s2ldm.train_diffusion import STAGE as STAGE_TWO
 
 STAGE = "joint"
@@ -59,7 +59,10 @@ def assemble(
 
 
 class LatentTranslator(nn.Module):
-    """x_n (B, 1, D, H, W) in [-1, 1] to x_c, as the engine does it: E, the bridge's Euler steps, Q, D."""
+    """x_n (B, 1, D, H, W) in [-1, 1] to x_c, as the engine does it: E, the bridge's Euler steps, Q, D.
+
+    Where the denoiser is told the phase, ``phase`` (B,) has each row's place in ``train.config.PHASES``.
+    """
 
     def __init__(self, config: TrainConfig, scale: float) -> None:
         super().__init__()
@@ -69,9 +72,9 @@ class LatentTranslator(nn.Module):
         self.steps, self.scale = config.diffusion.sampler.steps, scale
         self.autoencoder.encoder.requires_grad_(False)
 
-    def forward(self, x_n: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_n: Tensor, phase: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The painted x_c and ẑ, scaled; Q is passed straight through by gradients."""
-        z = self.sample(self.encode(x_n), x_n)
+        z = self.sample(self.encode(x_n), x_n, phase)
         latent = z / self.scale
         if self.autoencoder.quantizer is not None and self.autoencoder.config.quantizer.quantize_at_decode:
             latent = latent + (self.autoencoder.quantizer.lookup(latent) - latent).detach()
@@ -82,12 +85,12 @@ class LatentTranslator(nn.Module):
         """E(x), scaled to unit deviation, fp32."""
         return self.autoencoder.encode(x).float() * self.scale
 
-    def sample(self, e_n: Tensor, x_n: Tensor) -> Tensor:
+    def sample(self, e_n: Tensor, x_n: Tensor, phase: Tensor | None = None) -> Tensor:
         """ẑ: ``engine.samplers.bridge`` with σ = 0."""
         z, seen = e_n, self.denoiser.look(x_n)
         for k in range(self.steps):
             t = torch.full((len(z),), k / self.steps, device=z.device)
-            z = z + self.denoiser.answer(z, e_n, t, seen).float() / self.steps
+            z = z + self.denoiser.answer(z, e_n, t, seen, phase).float() / self.steps
         return z
 
 
@@ -127,11 +130,15 @@ class JointTraining(Parts):
         """Nothing to prepare."""
         return pairs
 
-    def step(self, progress: float, x_n: Tensor, x_c: Tensor) -> dict[str, Tensor]:
-        """Translate, compare, one optimiser step of denoiser and decoder."""
+    def step(self, progress: float, x_n: Tensor, *rest: Tensor) -> dict[str, Tensor]:
+        """Translate, compare, one optimiser step of denoiser and decoder.
+
+        ``rest`` is x_c, then the phases where both are learnt.
+        """
         this = self.config.joint
         rate = set_rate(self.optimiser, this.optimiser, progress)
-        painted, z = self.translator(x_n)
+        (x_c,), phase = split_phase(self.config, x_n, rest)
+        painted, z = self.translator(x_n, phase)
         with self.fabric.autocast():
             e_c = self.ema.module.encode(x_c)
         terms = {
@@ -154,10 +161,10 @@ class JointTraining(Parts):
             painted_loss = painted_loss + this.contrast * losses.contrast_error(painted, x_c, voxels)
         return painted_loss
 
-    def show(self, x_n: Tensor, x_c: Tensor, seed: int) -> dict[str, Tensor]:
+    def show(self, x_n: Tensor, x_c: Tensor, seed: int, *phase: Tensor) -> dict[str, Tensor]:
         """The whole model as it runs in service; σ = 0 asks for no noise."""
         with self.fabric.autocast():
-            painted, _ = self.ema.module.eval()(x_n)
+            painted, _ = self.ema.module.eval()(x_n, split_phase(self.config, x_n, phase)[1])
         return {"model": painted}
 
     def facts(self) -> dict[str, Any]:
