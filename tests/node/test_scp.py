@@ -529,6 +529,24 @@ def test_a_ledger_that_fails_after_the_file_was_placed_gives_no_success(
     assert node.stored_files() == [orphan]
 
 
+def test_a_file_that_a_power_cut_left_short_is_replaced_when_the_instance_comes_again(
+    node: Running, tmp_path: Path
+) -> None:
+    """Nobody was promised it: the name reached the disk before the bytes, and the ledger knows nothing."""
+    path = ct_file(tmp_path)
+    assert node.send(path)[0].Status == 0x0000
+    [stored] = node.stored_files()
+    whole = stored.read_bytes()
+    with sqlite3.connect(node.ledger.path) as db:
+        for table in ("instance", "event", "job"):
+            db.execute(f"DELETE FROM {table}")
+    db.close()
+    stored.write_bytes(whole[: len(whole) // 2])
+    assert node.send(path)[0].Status == 0x0000
+    assert [kept.read_bytes() for kept in node.stored_files()] == [whole]
+    assert [job.instances for job in node.ledger.jobs()] == [1]
+
+
 def test_a_closed_ledger_is_out_of_resources(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "data")
     ledger = Ledger(spool.root / "ledger.sqlite3")
