@@ -162,8 +162,8 @@ class Receiver:
         """Whether the object is synthetic; a series that has a folder in the inbox was asked for before."""
         if is_own(header.marks) is not None:
             return True
-        folder = self._spool.root / "inbox" / header.series_instance_uid
-        return not folder.exists() and self._ledger.is_own_series(header.series_instance_uid)
+        uid = header.series_instance_uid
+        return not self._spool.has_series(uid) and self._ledger.is_own_series(uid)
 
     def _keep(self, arrival: Arrival, header: Header, draft: Draft) -> Answer:
         sha256 = draft.sha256()

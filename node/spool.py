@@ -90,6 +90,8 @@ class Draft:
         self._temporary = temporary
         self._digest = hashlib.sha256()
         self._bytes = 0
+        self.is_placed = False
+        """Whether it has its name: there is no temporary file any more."""
 
     def write(self, chunk: Chunk) -> None:
         """Write ``chunk`` behind what was written; raises SpoolFull or OSError."""
@@ -114,6 +116,7 @@ class Draft:
             fsync_folder(target.parent)
         else:
             self._spool.rename(self._temporary, target)
+        self.is_placed = True
         return Placed(target, self.sha256(), self._bytes)
 
 
@@ -138,6 +141,7 @@ class Spool:
         self._is_short = False
         self._guard = threading.Lock()
         self._durable_folders: set[Path] = set()
+        self._tmp, self._inbox = self.root / "tmp", self.root / "inbox"
         for name in FOLDERS:
             (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         fsync_folder(self.root)
@@ -153,16 +157,19 @@ class Spool:
 
         What is not placed before the block ends is gone. Raises SpoolFull or OSError, here or in the block.
         """
-        temporary = self.root / "tmp" / f"{os.getpid()}-{secrets.token_hex(8)}"
+        temporary = self._tmp / f"{os.getpid()}-{secrets.token_hex(8)}"
+        is_placed = False
         try:
             with _full_in_words(), temporary.open("xb", buffering=0) as file:
                 draft = Draft(self, file, temporary)
                 for chunk in chunks:
                     draft.write(chunk)
                 yield draft
+                is_placed = draft.is_placed
         finally:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
+            if not is_placed:
+                with suppress(FileNotFoundError):
+                    temporary.unlink()
 
     def place(self, data: bytes | Sequence[Chunk], relative: str | PurePosixPath) -> Placed:
         """Write ``data`` to ``relative``; when this returns the disk has the file, whole, under that name.
@@ -227,6 +234,10 @@ class Spool:
             if _NAME.fullmatch(part) is None:
                 raise NameRefused(f"{part!r} cannot name a file of the spool")
         return self.root.joinpath(*parts)
+
+    def has_series(self, series_instance_uid: str) -> bool:
+        """Whether something of the series was placed in the inbox and not all of it removed."""
+        return (self._inbox / series_instance_uid).exists()
 
     def require_room(self, needed: int) -> None:
         """Raises SpoolFull if storing ``needed`` bytes would leave less than ``min_free_bytes``."""

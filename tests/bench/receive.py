@@ -45,10 +45,11 @@ Stamps = dict[str, float]
 
 
 class Clock:
-    """When each step of each instance ended, by the instance."""
+    """When each step of each instance ended, and how long the processor worked for the node."""
 
     def __init__(self) -> None:
         self.instances: list[Stamps] = []
+        self.processor_s = 0.0
 
     def stamp(self, step: str) -> None:
         """The newest instance came to the end of ``step``: on one association there is one at a time."""
@@ -65,7 +66,8 @@ class Clock:
                 if end is not None:
                     lengths.setdefault(step, []).append(1000 * (end - before))
                     before = end
-        return {step: median(values) for step, values in lengths.items()}
+        found = {step: median(values) for step, values in lengths.items()}
+        return {**found, "processor": 1000 * self.processor_s / len(self.instances)}
 
 
 @contextmanager
@@ -105,9 +107,11 @@ def clocked(clock: Clock) -> Iterator[None]:
     for owner, name, wrap in places:
         original = getattr(owner, name)
         setattr(owner, name, lambda *given, w=wrap, o=original, **named: w(o, *given, **named))
+    began = time.process_time()
     try:
         yield
     finally:
+        clock.processor_s += time.process_time() - began
         for owner, name, original in originals:
             setattr(owner, name, original)
 
@@ -139,9 +143,15 @@ def table(kept: dict[str, float], thrown: dict[str, float]) -> str:
             "| step of one instance, one association | kept, ms | thrown away, ms |",
             "| --- | --- | --- |",
             *rows,
-            f"| in all | {sum(kept.values()):.2f} | {sum(thrown.values()):.2f} |",
+            f"| in all | {whole(kept):.2f} | {whole(thrown):.2f} |",
+            f"| processor's time of the node | {kept['processor']:.2f} | {thrown['processor']:.2f} |",
         ]
     )
+
+
+def whole(lengths: dict[str, float]) -> float:
+    """All steps together."""
+    return sum(lengths.get(step, 0.0) for step, _ in STEPS)
 
 
 def cell(lengths: dict[str, float], step: str) -> str:
