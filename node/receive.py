@@ -42,7 +42,10 @@ STATUSES: Final[dict[int, tuple[str, str]]] = {
         "warning: other pixels came first under this SOP Instance UID; they stay, these are in quarantine",
     ),
     OUT_OF_RESOURCES: ("PS3.4 B.2.3", "refused: no room, or the disk failed; sending again later may help"),
-    NOT_THE_CLASS: ("PS3.4 B.2.3", "the data set is not of the SOP class or instance that was announced"),
+    NOT_THE_CLASS: (
+        "PS3.4 B.2.3",
+        "not of the SOP class or instance that was announced, or the class was not granted",
+    ),
     CANNOT_UNDERSTAND: ("PS3.4 B.2.3", "the header cannot be read, or a UID is missing or unusable"),
     UNFORESEEN: ("PS3.4 B.2.3", "an error nobody foresaw; nothing was promised"),
 }

@@ -260,9 +260,11 @@ class Listener:
     def _on_store(self, event: evt.Event) -> int | Dataset:
         messages = cast(BoundedMessages, event.assoc.dimse)
         with messages.serving():
-            data = cast(C_STORE, event.request).DataSet
-            if isinstance(data, Incoming):
-                return _response(_checked(data, cast(C_STORE, event.request)))
+            request = cast(C_STORE, event.request)
+            if isinstance(request.DataSet, Incoming):
+                return _response(_checked(request.DataSet, request))
+            if not is_granted(event.assoc, request.AffectedSOPClassUID):
+                return _response(Answer(NOT_THE_CLASS, "no presentation context was granted for this class"))
             return answer_to_store(event, self._store, event.assoc.requestor.ae_title)
 
 
@@ -291,6 +293,14 @@ def answer_to_store(event: evt.Event, store: Callable[[Arrival], Answer], sender
             )
         )
     return _response(answer)
+
+
+def is_granted(assoc: Association, sop_class_uid: object) -> bool:
+    """Whether the association has a presentation context for the class (PS3.8 7.1.1.13).
+
+    pynetdicom serves a C-STORE on any context: a peer that may only echo could store on that for C-ECHO.
+    """
+    return any(context.abstract_syntax == sop_class_uid for context in assoc._accepted_cx.values())
 
 
 def supported_contexts(listen: ListenSettings) -> list[PresentationContext]:
@@ -624,6 +634,8 @@ class BoundedMessages(DIMSEServiceProvider):
             for keyword in ("AffectedSOPClassUID", "AffectedSOPInstanceUID")
         )
         if context is None or not isinstance(sop_class, str) or not isinstance(sop_instance, str):
+            return None
+        if not is_granted(self.assoc, sop_class):
             return None
         if self._keeper is None:
             self._keeper = Keeper(self._store, self.dul.is_alive)
