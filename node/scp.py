@@ -43,7 +43,7 @@ from node.commitment.wire import PUSH_MODEL, SYNTAXES
 from node.incoming import Incoming, Keeper
 from node.ledger import Ledger
 from node.peers import AllowList, Role, Slots
-from node.receive import NOT_THE_CLASS, OUT_OF_RESOURCES, SUCCESS, Answer, Arrival, Receiver
+from node.receive import NOT_THE_CLASS, SUCCESS, Answer, Arrival, Receiver
 from node.spool import Spool
 from node.tls import Doorkeeper, shake_hands, words_of
 from node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -362,14 +362,10 @@ def _response(answer: Answer) -> int | Dataset:
     return status
 
 
-def nowhere(_arrival: Arrival) -> Answer:
-    """What keeps instances before there is anything to keep them."""
-    return Answer(OUT_OF_RESOURCES, "nothing is kept here")
-
-
 class Server(ThreadedAssociationServer):
     """pynetdicom's server with bounded reading."""
 
+    store: Callable[[Arrival], Answer]  # set before it serves
     daemon_threads = True  # a peer that is silent does not hold up the end of the process
     request_queue_size = 128  # of socketserver's 5 a crowd of senders waits for seconds
 
@@ -389,7 +385,6 @@ class Server(ThreadedAssociationServer):
         self._guard = threading.Lock()
         self._waiting: set[Connection] = set()
         self.alarm: Alarm = nobody
-        self.store: Callable[[Arrival], Answer] = nowhere
         super().__init__(
             ae,
             (listen.host, listen.port),
