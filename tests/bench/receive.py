@@ -1,10 +1,9 @@
-"""Say where the time of a received instance goes, and write the table of docs/operations.md.
+"""Say where the time of a received instance goes.
 
-    python tests/bench/receive.py [--folder DIR] [--slices N] [--rounds N] [--write]
+    python tests/bench/receive.py [--folder DIR] [--slices N] [--rounds N]
 
 One association, the benchmark's own slices and sender, the node's listener with clocks around its steps; the
-same listener throwing the instances away beside it. Medians over all instances. Without ``--write`` the table
-is only printed.
+same listener throwing the instances away beside it. Medians over all instances.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from node.receive import Receiver
 from node.spool import Draft, Spool
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DOCUMENT = REPOSITORY / "docs" / "operations.md"
 
 STEPS = (
     ("heard", "first to last byte comes; meanwhile written, digested, its header read"),
@@ -158,25 +156,13 @@ def cell(lengths: dict[str, float], step: str) -> str:
     return f"{lengths[step]:.2f}" if step in lengths else ""
 
 
-def written(document: str, content: str) -> str:
-    """The document with ``content`` between its marks."""
-    begin, end = "<!-- receive -->", "<!-- /receive -->"
-    head, _, rest = document.partition(begin)
-    _, _, tail = rest.partition(end)
-    return f"{head}{begin}\n{content}\n{end}{tail}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "build")
     parser.add_argument("--slices", type=int, default=bench.SLICES)
     parser.add_argument("--rounds", type=int, default=bench.ROUNDS)
-    parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    result = table(*measure(options.folder, options.slices, options.rounds))
-    print(result)
-    if options.write:
-        DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8"), result), encoding="utf-8")
+    print(table(*measure(options.folder, options.slices, options.rounds)))
 
 
 if __name__ == "__main__":
