@@ -661,9 +661,7 @@ class Ledger:
 
     def _stored(self, path: Path) -> str:
         """The path as the file keeps it: relative where it lies beside the ledger."""
-        whole = path.absolute()
-        root = self._store.root
-        return str(whole.relative_to(root) if whole.is_relative_to(root) else whole)
+        return str(path.absolute()).removeprefix(f"{self._store.root}/")
 
     def _instance(self, row: sqlite3.Row) -> Instance:
         return Instance(**{**dict(row), "path": self._store.root / row["path"]})
