@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -72,6 +72,18 @@ def figures() -> Callable[[str, Mapping[str, object]], None]:
     return tell
 
 
+@pytest.fixture(scope="session")
+def picture() -> Callable[[str], Path]:
+    """``picture("soak")`` is where an experiment draws its picture; the full forms' are shown on the page."""
+
+    def place(experiment: str) -> Path:
+        folder = REPOSITORY / Path("docs", "images") if IS_FULL else FIGURES
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{experiment}.png"
+
+    return place
+
+
 def machine() -> str:
     return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
 
@@ -92,6 +104,24 @@ def until(condition: Callable[[], Any], seconds: float = 240.0) -> Any:
             return found
         time.sleep(0.005)
     return condition()
+
+
+def usage(pid: int) -> dict[str, int]:
+    """Threads, bytes of memory now and at most, and descriptors that are not the ledger's (it keeps its
+    connections: one for each that was needed at once). Raises OSError where the process is gone."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    if "VmRSS" not in status:
+        raise ProcessLookupError(pid)
+    targets = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            targets.append(str(link.readlink()))
+    return {
+        "threads": int(status["Threads"]),
+        "memory": int(status["VmRSS"].split()[0]) * 1024,
+        "peak": int(status["VmHWM"].split()[0]) * 1024,
+        "descriptors": sum("ledger.sqlite3" not in target for target in targets),
+    }
 
 
 class Victim:
@@ -148,6 +178,15 @@ class Victim:
         assert self.process.stdin is not None
         self.process.stdin.close()
         return code
+
+    def worker(self) -> int | None:
+        """Process number of its worker; None where it has none just now."""
+        with suppress(OSError):
+            for children in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
+                for pid in children.read_text().split():
+                    if b"node.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        return int(pid)
+        return None
 
     def listens(self) -> bool:
         """Whether it answers an association request."""
@@ -213,13 +252,20 @@ def check_acknowledged(ledger: Ledger, senders: list[Sender]) -> None:
             assert sha256(instances[uid].path.read_bytes()).hexdigest() == instances[uid].sha256
 
 
-def undisturbed(settings: Settings, ledger: Ledger) -> dict[str, bytes]:
-    """The ledger's jobs built once, in this process, from the files as sent: bytes by SOP Instance UID."""
+def undisturbed(
+    settings: Settings, ledger: Ledger, sent: Mapping[int, Sequence[Path]] | None = None
+) -> dict[str, bytes]:
+    """The ledger's jobs built once, in this process: bytes by SOP Instance UID.
+
+    They are built from the files the ledger has; with ``sent`` only the jobs it names, from its files.
+    """
     engines = Engines(ModelStore(settings), SessionPolicy(provider="cpu", threads=1)).active()
     files = {}
     for job in ledger.jobs():
+        if sent is not None and job.id not in sent:
+            continue
         built = build(
-            [instance.path for instance in ledger.instances(job.id)],
+            sent[job.id] if sent is not None else [each.path for each in ledger.instances(job.id)],
             engines=engines,
             context=context_of(settings, generation=job.generation, created=local_time(job.created_at)),
             rules=settings.intake,
@@ -230,11 +276,12 @@ def undisturbed(settings: Settings, ledger: Ledger) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def rig() -> SimpleNamespace:
-    """The pieces of an experiment: Victim, Sender, until, check_acknowledged, undisturbed, LEDGER_FILE."""
+    """The pieces of an experiment: a node to kill, a sender, what they are measured and judged by."""
     return SimpleNamespace(
         Victim=Victim,
         Sender=Sender,
         until=until,
+        usage=usage,
         check_acknowledged=check_acknowledged,
         undisturbed=undisturbed,
         LEDGER_FILE=LEDGER_FILE,
