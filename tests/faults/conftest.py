@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 from pynetdicom import AE
@@ -274,6 +275,36 @@ def undisturbed(
     return files
 
 
+EVIDENCE = "CurrentRequestedProcedureEvidenceSequence"
+"""Where a rejection note says which instances it is about (PS3.3 C.17.2)."""
+
+
+def data_set(path: Path) -> bytes:
+    """The data set of a DICOM file, byte for byte, without its file meta information (PS3.10 7.1)."""
+    data = path.read_bytes()
+    return data[144 + int.from_bytes(data[140:144], "little") :]
+
+
+def live(folder: Path) -> dict[str, Path]:
+    """The results that a place shows: those it has and that no rejection note there names."""
+    paths: dict[str, Path] = {}
+    rejected: set[str] = set()
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        header = dcmread(
+            path, specific_tags=["SOPInstanceUID", "Modality", EVIDENCE], stop_before_pixels=True
+        )
+        paths[str(header.SOPInstanceUID)] = path
+        if header.Modality == "KO":
+            rejected.add(str(header.SOPInstanceUID))
+            rejected |= {
+                str(item.ReferencedSOPInstanceUID)
+                for study in header[EVIDENCE].value
+                for series in study.ReferencedSeriesSequence
+                for item in series.ReferencedSOPSequence
+            }
+    return {uid: path for uid, path in paths.items() if uid not in rejected}
+
+
 @pytest.fixture(scope="session")
 def rig() -> SimpleNamespace:
     """The pieces of an experiment: a node to kill, a sender, what they are measured and judged by."""
@@ -284,6 +315,8 @@ def rig() -> SimpleNamespace:
         usage=usage,
         check_acknowledged=check_acknowledged,
         undisturbed=undisturbed,
+        live=live,
+        data_set=data_set,
         LEDGER_FILE=LEDGER_FILE,
     )
 
