@@ -74,6 +74,39 @@ def figures() -> Callable[[str, Mapping[str, object]], None]:
 
 
 @pytest.fixture(scope="session")
+def rounds() -> Callable[..., list[dict[str, Any]]]:
+    """``rounds("kill-random", 10, play)`` is what ``play(0)`` to ``play(9)`` counted.
+
+    In the full form every round is kept as it ends: who was cut off, or was killed himself, goes on with the
+    next one, as long as the product and the seed (``key``) are the same.
+    """
+
+    def run(experiment: str, times: int, play: Callable[[int], dict[str, Any]], key: str = "") -> list[Any]:
+        kept = REPOSITORY / "build" / "faults" / f"{experiment}.rounds.json"
+        of = f"{product_digest()} {key}"
+        found = json.loads(kept.read_text()) if IS_FULL and kept.exists() else {}
+        done = found.get("done", []) if found.get("of") == of else []
+        for number in range(len(done), times):
+            done.append(play(number))
+            if IS_FULL:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.write_text(json.dumps({"of": of, "done": done}))
+        return list(done[:times])
+
+    return run
+
+
+def product_digest() -> str:
+    """What tells one version of the product from another."""
+    digest = sha256()
+    for path in sorted(
+        path for room in ("config", "engine", "node") for path in (REPOSITORY / room).rglob("*.py")
+    ):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
 def picture() -> Callable[[str], Path]:
     """``picture("soak")`` is where an experiment draws its picture; the full forms' are shown on the page."""
 
@@ -125,6 +158,12 @@ def usage(pid: int) -> dict[str, int]:
     }
 
 
+def spool_files(data_dir: Path) -> int:
+    """How many files the node keeps, beside the ledger."""
+    folders = ("inbox", "outbox", "quarantine", "tmp")
+    return sum(len(names) for each in folders for _, _, names in os.walk(data_dir / each))
+
+
 class Victim:
     """The node as processes of their own, in one group; none of them outlives the ``with`` block.
 
@@ -162,13 +201,24 @@ class Victim:
         self.process.stdin.write(self.settings.model_dump_json().encode() + b"\n")
         self.process.stdin.flush()
 
-    def kill(self, *, everything: bool) -> None:
-        """Kill the node, and its worker too with ``everything``; else the worker must notice by itself."""
-        if everything:
+    def kill(self, whom: str) -> None:
+        """SIGKILL the "node", whose worker has to notice by itself, the "worker", or "both"."""
+        if whom == "worker":
+            worker = self.worker()
+            if worker is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
+            return
+        if whom == "both":
             os.killpg(self.process.pid, signal.SIGKILL)
         else:
             self.process.kill()
         self.reap()
+
+    def revive(self) -> None:
+        """Start it again where it was killed; a worker is started by its node."""
+        if self.process.returncode is not None:
+            self.start()
 
     def stop(self) -> int:
         self.process.terminate()
@@ -313,6 +363,7 @@ def rig() -> SimpleNamespace:
         Sender=Sender,
         until=until,
         usage=usage,
+        spool_files=spool_files,
         check_acknowledged=check_acknowledged,
         undisturbed=undisturbed,
         live=live,

@@ -100,21 +100,40 @@ static void strike(void) {
     if (fault->whom == WORKER && worker > 0) kill(worker, SIGKILL);
 }
 
-static __thread int is_written;
+/* How far this thread is with the transaction that holds the move. */
+static __thread enum { ELSEWHERE, WRITTEN, SYNCED } stage;
 
 static int met(int fd, const void *data, size_t count) {
     if (!fault || !fault->whom || fault->struck || !is_log(fd) || !holds_move(data, count)) return 0;
     if (!fault->after) strike();
-    is_written = 1;
+    stage = WRITTEN;
     return 0;
 }
 
-static int met_after(int fd) {
-    if (!is_written || !is_log(fd)) return 0;
-    is_written = 0;
-    if (fault->after) strike();
+static int met_sync(int fd) {
+    if (stage == WRITTEN && is_log(fd)) stage = SYNCED;
     return 0;
 }
+
+static void met_unlock(int command, const struct flock *lock) {
+    if (stage != SYNCED || command != F_SETLK || lock->l_type != F_UNLCK) return;
+    stage = ELSEWHERE;
+    if (fault->after) strike();
+}
+
+#define LOCKS(name)                                                                      \
+    int name(int fd, int command, ...) {                                                 \
+        static int (*real)(int, int, ...);                                               \
+        if (!real) real = next(#name);                                                   \
+        va_list rest;                                                                    \
+        va_start(rest, command);                                                         \
+        void *value = va_arg(rest, void *);                                              \
+        va_end(rest);                                                                    \
+        met_unlock(command, value);                                                      \
+        return real(fd, command, value);                                                 \
+    }
+LOCKS(fcntl)
+LOCKS(fcntl64)
 
 #define OPENS(name)                                                                      \
     int name(const char *path, int flags, ...) {                                         \
@@ -142,7 +161,7 @@ OPENS(open64)
 
 #define WRITES(name, formal, actual) \
     WRAP(ssize_t, name, WRITE, met(fd, data, count) || strikes_fd(WRITE, fd, #name), formal, actual)
-#define SYNCS(name) WRAP(int, name, SYNC, met_after(fd) || strikes_fd(SYNC, fd, #name), (int fd), (fd))
+#define SYNCS(name) WRAP(int, name, SYNC, met_sync(fd) || strikes_fd(SYNC, fd, #name), (int fd), (fd))
 
 WRITES(write, (int fd, const void *data, size_t count), (fd, data, count))
 WRITES(pwrite, (int fd, const void *data, size_t count, off_t at), (fd, data, count, at))

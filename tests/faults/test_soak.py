@@ -17,8 +17,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -261,19 +261,12 @@ class Mischief:
             MISCHIEF[kinds[number % len(kinds)]](self, part_s)
             self.done.append((at, time.monotonic() - self.began, kinds[number % len(kinds)]))
 
-    def kill_node(self, part_s: float) -> None:
-        self.victim.kill(everything=False)
-        self.victim.start()
+    def kill(self, part_s: float, whom: str) -> None:
+        self.rig.until(self.victim.worker)
+        self.victim.kill(whom)
+        self.victim.revive()
 
-    def kill_worker(self, part_s: float) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.rig.until(self.victim.worker), 9)
-
-    def kill_both(self, part_s: float) -> None:
-        self.victim.kill(everything=True)
-        self.victim.start()
-
-    def away(self, part_s: float, *options: str) -> None:
+    def away(self, part_s: float, options: Sequence[str] = ()) -> None:
         """The archive is gone, or does what its options say, and comes back."""
         self.archive.become(*options) if options else self.archive.stop()
         time.sleep(self.rng.uniform(0.2, 0.4) * min(part_s, 60))
@@ -281,12 +274,12 @@ class Mischief:
 
 
 MISCHIEF = {
-    "node killed": Mischief.kill_node,
-    "worker killed": Mischief.kill_worker,
-    "node and worker killed": Mischief.kill_both,
+    "node killed": partial(Mischief.kill, whom="node"),
+    "worker killed": partial(Mischief.kill, whom="worker"),
+    "node and worker killed": partial(Mischief.kill, whom="both"),
     "archive vanished": Mischief.away,
-    "archive refused": lambda self, part_s: self.away(part_s, "--refuse"),
-    "archive broke off": lambda self, part_s: self.away(part_s, BIT_PRESERVING, "--abort-during"),
+    "archive refused": partial(Mischief.away, options=("--refuse",)),
+    "archive broke off": partial(Mischief.away, options=(BIT_PRESERVING, "--abort-during")),
 }
 
 
@@ -327,14 +320,9 @@ class Looks:
                 with suppress(OSError):
                     if pid is not None:
                         usage[role] = (pid, self.rig.usage(pid))
-            files = spool_files(self.ledger.path.parent)
+            files = self.rig.spool_files(self.ledger.path.parent)
             unfinished = len(self.ledger.jobs(UNFINISHED))
             self.samples.append(Sample(time.monotonic() - self.began, usage, files, unfinished))
-
-
-def spool_files(data_dir: Path) -> int:
-    folders = ("inbox", "outbox", "quarantine", "tmp")
-    return sum(len(names) for each in folders for _, _, names in os.walk(data_dir / each))
 
 
 def slope_per_s(rows: Sequence[tuple[int, float, float]], warm_up_s: float) -> float | None:
@@ -514,8 +502,8 @@ def test_hours_of_load_kills_and_outages_lose_nothing_and_leave_nothing_behind(
         patience_s = 600 + seconds
         assert rig.until(lambda: not ledger.jobs(UNFINISHED), patience_s), ledger.jobs(UNFINISHED)
         assert rig.until(lambda: not ledger.superseded(), 60), "superseded results are not announced"
-        rig.until(lambda: spool_files(data_dir) == 0, kept_s + patience_s)
-        left = spool_files(data_dir)
+        rig.until(lambda: rig.spool_files(data_dir) == 0, kept_s + patience_s)
+        left = rig.spool_files(data_dir)
         assert victim.stop() == 0
         archive.stop()
         counted = count(
