@@ -156,6 +156,11 @@ class Scene:
         reached = self.rig.until(lambda: (jobs := self.jobs(series)) and jobs[-1].state in states)
         assert reached, [(job.state, job.code) for job in self.jobs(series)]
 
+    def has_moved(self, job, move):
+        events = self.ledger.events(job) if job < self.next_job() else []
+        rows = [(each.from_state, each.to_state, each.code, each.note) for each in events]
+        return any("".join(text or "" for text in row).startswith(move) for row in rows)
+
     def strike(self, name, series, whom, after):
         """Bring the series to the move, see the strike, and the series to its end all the same."""
         move, bring, prepare = MOVES[name]
@@ -171,6 +176,8 @@ class Scene:
         assert self.rig.until(self.ambush.has_struck), f"{name}: the move does not come"
         if whom & NODE:
             self.victim.reap()
+        if whom == NODE | WORKER:  # nobody is left to make the move after all
+            assert self.has_moved(job, move) == after
         self.victim.revive()
         with suppress(ProcessLookupError):
             os.kill(worker, signal.SIGCONT)

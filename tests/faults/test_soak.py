@@ -110,7 +110,15 @@ class Visit:
 
     number: int
     kind: str
-    waves: list[Wave]
+
+    def waves(self, new_series: Callable[[int], list[Dataset]]) -> list[Wave]:
+        """Its slices, made anew: equal visits have equal ones."""
+        other = new_series(self.number)
+        for ds in other:
+            ds.SeriesInstanceUID = f"2.25.77.{self.number}.2"
+            ds.SOPInstanceUID = f"{ds.SeriesInstanceUID}.{ds.InstanceNumber}"
+            ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+        return KINDS[self.kind](new_series(self.number), other)
 
 
 class Load:
@@ -131,15 +139,6 @@ class Load:
         self._order = itertools.count()
         self._lock = threading.Lock()
         self._over = threading.Event()
-
-    def visit(self, number: int, kind: str) -> Visit:
-        """The visit of this number: equal numbers and kinds have equal slices."""
-        other = self.new_series(number)
-        for ds in other:
-            ds.SeriesInstanceUID = f"2.25.77.{number}.2"
-            ds.SOPInstanceUID = f"{ds.SeriesInstanceUID}.{ds.InstanceNumber}"
-            ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-        return Visit(number, kind, KINDS[kind](self.new_series(number), other))
 
     def run(self, deck: Sequence[str], results_per_s: float, until: Callable[[], bool]) -> None:
         """Bring visits that make ``results_per_s`` results until told to stop, and wait for the last wave.
@@ -174,7 +173,7 @@ class Load:
                 cards = self.rng.sample(deck, len(deck))
             due += RESULTS[kind] / results_per_s
             self.kinds[kind] += 1
-            yield self.visit(next(self.numbers), kind)
+            yield Visit(next(self.numbers), kind)
 
     def _work(self) -> None:
         try:
@@ -200,11 +199,11 @@ class Load:
             return None
         if visit is None:
             return None
-        at = time.monotonic()
-        for wave in visit.waves[1:]:
+        at, waves = time.monotonic(), visit.waves(self.new_series)
+        for wave in waves[1:]:
             at += self.rng.uniform(0, LATE_S)
             heapq.heappush(self._waves, (at, next(self._order), visit, wave))
-        return visit, visit.waves[0]
+        return visit, waves[0]
 
     def _send(self, visit: Visit, wave: Wave) -> None:
         threads = [threading.Thread(target=self._send_one, args=(visit, part)) for part in wave[1:]]
@@ -220,7 +219,7 @@ class Load:
         What comes after the node has let a series go would be a series of its own: it stays where it is.
         """
         sender = self.rig.Sender(self.port, slices)
-        while sender.rest() and not self._over.is_set() and not self._was_purged(sender.uid):
+        while sender.rest() and not self.errors and not self._was_purged(sender.uid):
             with suppress(OSError, RuntimeError):
                 sender.send_some()
             with self._lock:
@@ -435,11 +434,19 @@ def as_sent(load, uid, folder):
     visit = load.visits[uid]
     folder.mkdir(parents=True)
     paths = {}
-    for ds in (ds for wave in load.visit(visit.number, visit.kind).waves for part in wave for ds in part):
+    for ds in (ds for wave in visit.waves(load.new_series) for part in wave for ds in part):
         if ds.SOPInstanceUID in load.acknowledged[uid]:
             paths[ds.SOPInstanceUID] = folder / f"{ds.SOPInstanceUID}.dcm"
             ds.save_as(paths[ds.SOPInstanceUID], enforce_file_format=True)
     return list(paths.values())
+
+
+def test_a_slope_is_found_within_each_life_however_high_it_begins():
+    lives = [(1, 0, 50.0), (2, 100, 20.0), (3, 150, 90.0)]
+    rows = [(pid, at + s, base + 0.25 * s) for pid, at, base in lives for s in range(0, 40, 5)]
+    begun = [(pid, at - 1, 0.0) for pid, at, _ in lives]
+    assert slope_per_s(sorted(rows + begun), warm_up_s=1) == pytest.approx(0.25)
+    assert slope_per_s(rows, warm_up_s=60) is None
 
 
 def measured(rig, load, ledger, results):
