@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from config.settings import RetentionSettings
+from node import states
 from node.archive import Archive
 from node.ledger import Ledger
 from node.purge import DAY_S
@@ -130,6 +131,41 @@ MOVES = {
     "rejection note made": ("BUILTrejects job ", note_on_the_old, None),
 }
 """A move's texts in the ledger, how it is brought about, and what is done to the series first."""
+LAST_MOVE = "COMMITTEDPURGED"
+
+
+NOT_STRUCK = {
+    "one statement, whatever state a late slice finds; struck at READY and COMMITTED": {
+        (each, State.SUPERSEDED) for each in set(State) - {State.READY, State.COMMITTED, State.SUPERSEDED}
+    },
+    "one statement, whatever state a purge finds; struck at COMMITTED": {
+        (each, State.PURGED) for each in (State.DELIVERED, State.RECALLED, State.REJECTED, State.PARKED)
+    },
+    "made by a person's command, in a process of its own": {
+        *((each, State.RECALLED) for each in (State.BUILT, State.DELIVERED, State.COMMITTED, State.PARKED)),
+        *((State.PARKED, each) for each in (State.SETTLED, State.READY, State.BUILT, State.REJECTED)),
+        (State.REJECTED, State.READY),
+    },
+    "made of an error or of an answer no: no series comes to it by itself": {
+        *((each, State.PARKED) for each in (State.RECEIVING, State.SETTLED, State.READY, State.BUILT)),
+        (State.RECEIVING, State.REJECTED),
+        (State.DELIVERED, State.BUILT),
+    },
+}
+"""Moves of the table of states that are not in MOVES, and why."""
+
+
+def test_every_move_of_the_table_of_states_is_struck_or_it_is_said_why_not():
+    struck = {
+        (start, end)
+        for start, ends in states.MOVES.items()
+        for end in ends
+        if f"{start}{end}" in {LAST_MOVE, *(text for text, *_ in MOVES.values())}
+    }
+    every = {(start, end) for start, ends in states.MOVES.items() for end in ends}
+    excused = set().union(*NOT_STRUCK.values())
+    assert struck | excused == every
+    assert not struck & excused
 
 
 class Scene:
@@ -203,7 +239,7 @@ def purged(scene, kills):
     )
     for whom, after in pairs[:kills]:
         job = min(job.id for job in scene.ledger.jobs([State.COMMITTED]) if job.id > 1)
-        scene.ambush.lay(job, "COMMITTEDPURGED", WHOM[whom], after, 0)
+        scene.ambush.lay(job, LAST_MOVE, WHOM[whom], after, 0)
         scene.victim.start()
         assert scene.rig.until(scene.ambush.has_struck)
         scene.victim.reap()
