@@ -77,13 +77,13 @@ def figures() -> Callable[[str, Mapping[str, object]], None]:
 def rounds() -> Callable[..., list[dict[str, Any]]]:
     """``rounds("kill-random", 10, play)`` is what ``play(0)`` to ``play(9)`` counted.
 
-    In the full form every round is kept as it ends: who was cut off, or was killed himself, goes on with the
-    next one, as long as the product and the seed (``key``) are the same.
+    In the full form every round is kept until the last one has ended: a run that was cut off goes on with
+    the next one, as long as the product, the experiments and ``key`` are the same.
     """
 
     def run(experiment: str, times: int, play: Callable[[int], dict[str, Any]], key: str = "") -> list[Any]:
         kept = REPOSITORY / "build" / "faults" / f"{experiment}.rounds.json"
-        of = f"{product_digest()} {key}"
+        of = f"{code_digest()} {key}"
         found = json.loads(kept.read_text()) if IS_FULL and kept.exists() else {}
         done = found.get("done", []) if found.get("of") == of else []
         for number in range(len(done), times):
@@ -91,19 +91,19 @@ def rounds() -> Callable[..., list[dict[str, Any]]]:
             if IS_FULL:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 kept.write_text(json.dumps({"of": of, "done": done}))
-        return list(done[:times])
+        kept.unlink(missing_ok=True)
+        return list(done)
 
     return run
 
 
-def product_digest() -> str:
-    """What tells one version of the product from another."""
+def code_digest() -> str:
+    """What tells one version of product and experiments from another."""
     digest = sha256()
-    for path in sorted(
-        path for room in ("config", "engine", "node") for path in (REPOSITORY / room).rglob("*.py")
-    ):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    for folder in ("config", "engine", "node", "tests/faults"):
+        for path in sorted(path for path in (REPOSITORY / folder).rglob("*") if path.suffix in {".py", ".c"}):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 @pytest.fixture(scope="session")
