@@ -16,7 +16,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from random import Random
@@ -237,28 +237,40 @@ class Load:
 # what is done to the node
 
 
-@dataclass
 class Mischief:
-    """Kills and outages, one in each of ``times`` equal parts of the run and none in the last part."""
+    """Kills and outages, one in each of ``times`` equal parts of the run and none in the last part.
 
-    rig: object
-    victim: object
-    archive: object
-    rng: Random
-    began: float
-    done: list[tuple[float, float, str]] = field(default_factory=list)
-    """When it began, when it ended, and what it was; seconds since the beginning."""
+    They go on by themselves while the ``with`` block runs, and end early where that ends early.
+    """
 
-    def run(self, seconds: float, times: int) -> None:
-        part_s = seconds / (times + 1)
+    def __init__(self, rig, victim, archive, rng, began, seconds, times):
+        self.rig, self.victim, self.archive, self.rng, self.began = rig, victim, archive, rng, began
+        self.done: list[tuple[float, float, str]] = []
+        """When it began, when it ended, and what it was; seconds since the beginning."""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(seconds / (times + 1), times))
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._thread.join()
+
+    def is_over(self) -> bool:
+        return not self._thread.is_alive()
+
+    def _run(self, part_s: float, times: int) -> None:
+        kinds: list[str] = []
         for number in range(times):
-            if number % len(MISCHIEF) == 0:
-                kinds = self.rng.sample(sorted(MISCHIEF), len(MISCHIEF))
-            wait_s = self.began + (number + self.rng.uniform(0, 0.5)) * part_s - time.monotonic()
-            time.sleep(max(0.0, wait_s))
-            at = time.monotonic() - self.began
-            MISCHIEF[kinds[number % len(kinds)]](self, part_s)
-            self.done.append((at, time.monotonic() - self.began, kinds[number % len(kinds)]))
+            kinds = kinds or self.rng.sample(sorted(MISCHIEF), len(MISCHIEF))
+            due = self.began + (number + self.rng.uniform(0, 0.5)) * part_s
+            if self._over.wait(max(0.0, due - time.monotonic())):
+                return
+            at, kind = time.monotonic() - self.began, kinds.pop()
+            MISCHIEF[kind](self, part_s)
+            self.done.append((at, time.monotonic() - self.began, kind))
 
     def kill(self, part_s: float, whom: str) -> None:
         self.rig.until(self.victim.worker)
@@ -268,7 +280,7 @@ class Mischief:
     def away(self, part_s: float, options: Sequence[str] = ()) -> None:
         """The archive is gone, or does what its options say, and comes back."""
         self.archive.become(*options) if options else self.archive.stop()
-        time.sleep(self.rng.uniform(0.2, 0.4) * min(part_s, 60))
+        self._over.wait(self.rng.uniform(0.2, 0.4) * min(part_s, 60))
         self.archive.become(BIT_PRESERVING)
 
 
@@ -461,7 +473,24 @@ def measured(rig, load, ledger, results):
         if (event.from_state, event.to_state) == (State.READY, State.BUILT)
     ]
     assert len(built) == results
+    load.kinds.clear()
     return (results - 1) / (max(built) - min(built))
+
+
+def sections(port, archive, disk, kept_s):
+    """The node's settings: an archive and a folder, and files that are let go ``kept_s`` seconds after."""
+    kept = dict.fromkeys(("delivered_days", "rejected_days", "superseded_days"), kept_s / DAY_S)
+    return {
+        "listen": {"port": port},
+        "settle": {"quiet_s": QUIET_S, "max_wait_s": 600, "check_s": 0.1},
+        "worker": {"max_attempts": 100},
+        "retry": {"first_s": 0.2, "max_s": 2, "max_attempts": 100_000, "break_after": 3, "probe_s": 1},
+        "retention": {**kept, "check_s": 1},
+        "destinations": [
+            {"name": "pacs", "host": "127.0.0.1", "port": archive.port, "ae_title": archive.ae_title},
+            {"name": "disk", "kind": "folder", "path": disk},
+        ],
+    }
 
 
 @pytest.mark.timeout(0)
@@ -473,39 +502,27 @@ def test_hours_of_load_kills_and_outages_lose_nothing_and_leave_nothing_behind(
     warm_up_s, kept_s = (60.0, 60.0) if is_long else (10.0, 20.0)
     disk, archive = tmp_path / "disk", storescp(BIT_PRESERVING)
     disk.mkdir()
-    settings = quick_settings(
-        listen={"port": free_port()},
-        settle={"quiet_s": QUIET_S, "max_wait_s": 600, "check_s": 0.1},
-        worker={"max_attempts": 100},
-        retry={"first_s": 0.2, "max_s": 2, "max_attempts": 100_000, "break_after": 3, "probe_s": 1},
-        retention={
-            "delivered_days": kept_s / DAY_S,
-            "rejected_days": kept_s / DAY_S,
-            "superseded_days": kept_s / DAY_S,
-            "check_s": 1,
-        },
-        destinations=[
-            {"name": "pacs", "host": "127.0.0.1", "port": archive.port, "ae_title": archive.ae_title},
-            {"name": "disk", "kind": "folder", "path": disk},
-        ],
-    )
-    data_dir, rng = settings.storage.data_dir, Random(SEED)
+    settings = quick_settings(**sections(free_port(), archive, disk, kept_s))
+    data_dir = settings.storage.data_dir
     with Ledger(data_dir / rig.LEDGER_FILE) as ledger, rig.Victim(settings) as victim:
-        load = Load(rig, settings.listen.port, ledger, new_series, rng)
+        load = Load(rig, settings.listen.port, ledger, new_series, Random(SEED))
         assert rig.until(victim.listens)
         capacity = measured(rig, load, ledger, results=40 if is_long else 6)
-        load.kinds.clear()
         began, seconds, times = time.monotonic(), 60.0 * minutes, max(len(MISCHIEF), 2 * minutes // 5)
-        mischief = Mischief(rig, victim, archive, Random(SEED), began)
-        at_work = threading.Thread(target=mischief.run, args=(seconds, times))
-        with Looks(rig, victim, ledger, began, 5.0 if is_long else 1.0) as looks:
-            at_work.start()
+        with (
+            Looks(rig, victim, ledger, began, 5.0 if is_long else 1.0) as looks,
+            Mischief(rig, victim, archive, Random(SEED), began, seconds, times) as mischief,
+        ):
             load.run(
                 DECK,
                 LOAD * capacity,
-                lambda: time.monotonic() > began + seconds and load.kinds.keys() == KINDS.keys(),
+                lambda: (
+                    time.monotonic() > began + seconds
+                    and load.kinds.keys() == KINDS.keys()
+                    and mischief.is_over()
+                ),
             )
-            at_work.join()
+        assert len(mischief.done) == times
         patience_s = 600 + seconds
         assert rig.until(lambda: not ledger.jobs(UNFINISHED), patience_s), ledger.jobs(UNFINISHED)
         assert rig.until(lambda: not ledger.superseded(), 60), "superseded results are not announced"
