@@ -29,7 +29,7 @@ from pydicom.dataset import Dataset
 
 from node.ledger import Ledger
 from node.purge import DAY_S
-from node.states import State
+from node.states import PURGEABLE, State
 
 pytestmark = pytest.mark.peers
 
@@ -477,6 +477,11 @@ def measured(rig, load, ledger, results):
     return (results - 1) / (max(built) - min(built))
 
 
+def is_let_go(ledger):
+    """Whether every job was purged, and a purge has no files left to remove."""
+    return not ledger.purgeable(PURGEABLE, time.time()) and not ledger.unfinished_purges()
+
+
 def sections(port, archive, disk, kept_s):
     """The node's settings: an archive and a folder, and files that are let go ``kept_s`` seconds after."""
     kept = dict.fromkeys(("delivered_days", "rejected_days", "superseded_days"), kept_s / DAY_S)
@@ -526,7 +531,8 @@ def test_hours_of_load_kills_and_outages_lose_nothing_and_leave_nothing_behind(
         patience_s = 600 + seconds
         assert rig.until(lambda: not ledger.jobs(UNFINISHED), patience_s), ledger.jobs(UNFINISHED)
         assert rig.until(lambda: not ledger.superseded(), 60), "superseded results are not announced"
-        rig.until(lambda: rig.spool_files(data_dir) == 0, kept_s + patience_s)
+        assert rig.until(lambda: is_let_go(ledger), kept_s + patience_s), "something is kept for ever"
+        rig.until(lambda: rig.spool_files(data_dir) == 0, 60)
         left = rig.spool_files(data_dir)
         assert victim.stop() == 0
         archive.stop()
