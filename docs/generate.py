@@ -274,7 +274,7 @@ FAULTS = DOCS / "faults"
 
 
 def fault_tables() -> str:
-    """What the full forms of the fault experiments counted, one table an experiment."""
+    """What the full forms of the fault experiments counted, one table an experiment, and what they drew."""
     found = [
         (path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(FAULTS.glob("*.json"))
     ]
@@ -283,8 +283,15 @@ def fault_tables() -> str:
         + markdown_table(
             ("counted", "figure"), [(key, _words(value)) for key, value in row["figures"].items()]
         )
+        + _picture_of(name)
         for name, row in found
     )
+
+
+def _picture_of(experiment: str) -> str:
+    """The picture that an experiment drew, if it draws one."""
+    path = DOCS / "images" / f"{experiment}.png"
+    return f"\n\n![{experiment}](images/{path.name})" if path.exists() else ""
 
 
 def _words(value: object) -> str:

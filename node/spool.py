@@ -197,13 +197,13 @@ class Spool:
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
-        """Between placing a received file and recording it nothing is removed, by whatever process."""
+        """Between placing a file and recording it nothing is removed, by whatever process."""
         with self._locked(fcntl.LOCK_SH):
             yield
 
     @contextmanager
     def removing(self) -> Iterator[None]:
-        """Between asking the ledger who holds a file and removing it none is received."""
+        """Between asking the ledger who holds a file and removing it none is placed and recorded."""
         with self._locked(fcntl.LOCK_EX):
             yield
 
@@ -232,6 +232,12 @@ class Spool:
         with suppress(OSError):  # not empty
             path.parent.rmdir()
         return size
+
+    def made(self) -> Iterator[tuple[str, set[Path]]]:
+        """Every series in the outbox, by the name of its folder, with the files there now."""
+        for folder in sorted((self.root / "outbox").iterdir()):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                yield folder.name, set(folder.iterdir())
 
     def path_of(self, relative: str | PurePosixPath) -> Path:
         """Where ``relative`` lies; raises NameRefused for what is not a plain path below one of FOLDERS."""

@@ -601,6 +601,12 @@ class Ledger:
         with self._store.writing() as db:
             return purging.begin(db, job_id, states, before, now)
 
+    def made_files(self, series_instance_uid: str) -> set[Path]:
+        """Where the outputs of this series lie, or lay before they were purged."""
+        with self._store.reading() as db:
+            rows = db.execute("SELECT path FROM output WHERE series_instance_uid = ?", (series_instance_uid,))
+            return {self._store.root / row["path"] for row in rows}
+
     def purged_files(self, job_id: int) -> list[Path]:
         """The job's files that no living job holds."""
         with self._store.reading() as db:
