@@ -14,7 +14,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from time import perf_counter
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -112,6 +113,40 @@ class Graph:
     def inputs(self) -> Mapping[str, tuple[int | str | None, ...]]:
         """The shape of every input; a text is a free dimension."""
         return {i.name: tuple(i.shape) for i in self.session.get_inputs()}
+
+
+class Runs(Protocol):
+    """What a family asks of a graph."""
+
+    def __call__(self, **inputs: Float32) -> Float32:
+        """The graph's first output."""
+        ...
+
+    @property
+    def inputs(self) -> Mapping[str, tuple[int | str | None, ...]]:
+        """The shape of every input by name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A graph whose wall clock is added to ``seconds`` under ``stage``."""
+
+    graph: Runs
+    stage: str
+    seconds: dict[str, float]
+
+    def __call__(self, **inputs: Float32) -> Float32:
+        """What the graph gives."""
+        began = perf_counter()
+        output = self.graph(**inputs)
+        self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + perf_counter() - began
+        return output
+
+    @property
+    def inputs(self) -> Mapping[str, tuple[int | str | None, ...]]:
+        """The graph's."""
+        return self.graph.inputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,8 +115,18 @@ def test_a_synthesis_says_how_it_was_made(make_bundle: MakeBundle) -> None:
     assert (synthesis.phase, synthesis.model_id, synthesis.provider) == ("venous", "toy-1", "cpu")
     assert (synthesis.sampler, synthesis.steps) == ("none", 0)
     assert synthesis.model_digest == bundle.digest
-    assert set(synthesis.seconds) == {"prepare", "model", "compose"}
+    assert set(synthesis.seconds) == {"body", "resample", "translator", "tiles", "compose"}
     assert synthesis.findings == ()
+
+
+def test_the_stages_of_a_synthesis_sum_up_to_its_time_and_name_every_graph(make_bundle: MakeBundle) -> None:
+    engine = Engine(make_bundle(), CPU)
+    began = time.perf_counter()
+    seconds = engine.synthesize(patient(), seed=1).seconds
+    took = time.perf_counter() - began
+    assert {"encoder", "denoiser", "decoder"} < set(seconds)
+    assert min(seconds.values()) >= 0
+    assert sum(seconds.values()) <= took
 
 
 def test_coarse_voxels_a_small_body_and_a_lost_gpu_are_found(make_bundle: MakeBundle) -> None:
