@@ -18,11 +18,11 @@ from pydantic import Field
 
 from config.base import Frozen
 from engine import compose
-from engine.body import Body, body_weight, find_body
+from engine.body import Body, body_weight, find_body, holds_body
 from engine.bundle import Bundle, Manifest, SamplerSpec, read_bundle
 from engine.errors import BundleInvalid, SynthesisFailed, VolumeUnsupported
 from engine.families import FAMILIES
-from engine.grid import SLAB, Grid, model_grid, to_model, to_source
+from engine.grid import Grid, model_grid, to_model, to_source
 from engine.noise import NoiseField
 from engine.session import Graph, Runs, SessionPolicy, Timed, open_graphs
 from engine.synthesis import Finding, Synthesis
@@ -31,6 +31,8 @@ from engine.volume import Float32, Geometry, Shape3, Volume
 
 Progress = Callable[[float], None]
 
+SLAB = 8
+"""Slices composed at a time: few enough that what is summed up stays in a processor's cache."""
 MODEL_SHARE = 0.95
 """Part of the progress bar that belongs to the tiles; composition has the rest."""
 
@@ -95,7 +97,7 @@ class Engine:
             x = to_model(volume.hu, grid)
             np.clip(x, *manifest.window_hu, out=x)
         with _timed(seconds, "tiles"):
-            guide = self._translate(x, seed, seconds, lambda done: progress(MODEL_SHARE * done))
+            guide = self._translate(x, body, grid, seed, seconds, lambda done: progress(MODEL_SHARE * done))
         seconds["tiles"] -= sum(seconds.get(name, 0.0) for name in manifest.graphs)
         with _timed(seconds, "compose"):
             residual = np.subtract(guide, x, out=x)
@@ -106,8 +108,14 @@ class Engine:
         progress(1.0)
         return self._synthesis(volume.with_array(hu), seed, seconds, grid)
 
-    def _translate(self, x: Float32, seed: int, seconds: dict[str, float], progress: Progress) -> Float32:
-        """D(ẑ) in HU on the model grid, a tile at a time; each graph's time is added to ``seconds``."""
+    def _translate(
+        self, x: Float32, body: Body, grid: Grid, seed: int, seconds: dict[str, float], progress: Progress
+    ) -> Float32:
+        """D(ẑ) in HU on the model grid, a tile at a time; each graph's time is added to ``seconds``.
+
+        Where a tile holds air alone, or nothing near the body, x stays: the source is kept there whatever
+        the model would say.
+        """
         manifest = self.bundle.manifest
         family = FAMILIES[manifest.family]
         plan = plan_for(manifest, x.shape)
@@ -117,7 +125,7 @@ class Engine:
         half = (high - low) / 2
 
         def translate(tile: Float32, start: Shape3) -> Float32:
-            if tile.max() <= low:  # air only: the source is kept there whatever the model would say
+            if tile.max() <= low or not holds_body(body, grid, start, plan.tile):
                 return tile
             normalised = (tile - low) / half - 1
             x_c = family.translate(manifest, graphs, noise, normalised, start)

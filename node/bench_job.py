@@ -15,11 +15,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from pydicom.dataset import Dataset
 
 from config.intake import IntakeSettings
 from config.settings import Settings, StorageSettings
@@ -43,6 +46,7 @@ from node.phantom_dicom import phantom_series
 from node.service import Node
 from node.spool import Spool
 from node.states import State
+from node.worker import WRITERS
 
 SLICES = (64, 200, 400)
 SIDE = 512
@@ -130,8 +134,9 @@ def run_job(bundle: Path, source: Path, work: Path, threads: int) -> dict[str, A
     stages |= synthesis.seconds
     with _timed(stages, "write"):
         spool, context = Spool(work / "node"), context_of(settings, generation=1, created=AT)
-        for ds in OUTPUTS["ct_series"](series, synthesis, context):
-            spool.place(to_bytes(ds), PurePosixPath("outbox") / f"{ds.SOPInstanceUID}.dcm")
+        datasets = OUTPUTS["ct_series"](series, synthesis, context)
+        with ThreadPoolExecutor(WRITERS) as pool:
+            list(pool.map(lambda ds: spool.place(to_bytes(ds), _place_of(ds)), datasets))
     seconds = time.perf_counter() - began
     graphs = sum(stages[name] for name in engine.bundle.manifest.graphs)
     return {
@@ -208,6 +213,10 @@ def _travel(work: Path, paths: Sequence[Path], models: Sequence[Path], limit_s: 
         "reached_s": {state: round(came[state] - sent, ROUNDED) for state in REACHED if state in came},
         "machine": machine(),
     }
+
+
+def _place_of(ds: Dataset) -> PurePosixPath:
+    return PurePosixPath("outbox") / f"{ds.SOPInstanceUID}.dcm"
 
 
 @contextmanager

@@ -217,6 +217,29 @@ def test_tiles_of_nothing_but_air_never_reach_the_graphs(make_bundle: MakeBundle
     assert min(x.max() for x in seen) > -1
 
 
+def test_tiles_that_hold_table_and_no_body_never_reach_the_graphs(make_bundle: MakeBundle) -> None:
+    """A trunk with an outstretched arm: below the arm lies a table, in a tile of its own."""
+    geometry = Geometry((14, 160, 200), (3.0, 1.5, 1.5))
+    hu = np.full(geometry.shape, -1000, np.float32)
+    hu[:, 20:140, 20:90] = 40
+    hu[:, 24:44, 90:190] = 40
+    table = (slice(None), slice(120, 128), slice(140, 190))
+    hu[table] = 60
+    engine = Engine(make_bundle("translator", lift=0.1), CPU)
+    graph, seen = engine._graphs["translator"], []
+
+    def counting(x: Float32) -> Float32:
+        seen.append(x)
+        return graph(x=x)
+
+    engine._graphs = {"translator": counting}  # type: ignore[dict-item]
+    made = engine.synthesize(Volume(hu, geometry), seed=1).volume.hu
+    assert seen
+    assert not any((x == (60 - 100) / HALF_RANGE).any() for x in seen)
+    np.testing.assert_array_equal(made[table], hu[table])
+    assert (made[7, 60:100, 40:80] > 60).all()
+
+
 def test_a_model_that_gives_another_shape_fails_the_synthesis(make_bundle: MakeBundle) -> None:
     engine = Engine(make_bundle("translator"), CPU)
     engine._graphs = {"translator": lambda x: x[..., 1:]}  # type: ignore[dict-item]
