@@ -191,6 +191,23 @@ def available() -> tuple[str, ...]:
     return tuple(name for name, provider in PROVIDERS.items() if provider.ort_name in found)
 
 
+def situation(provider: str, policy: SessionPolicy) -> str:
+    """How ``provider`` runs here, what else was found, and what would be faster; for people."""
+    threads = f" with {cpu_threads(policy)} threads" if provider in ("cpu", "openvino") else ""
+    gpu = "an NVIDIA driver" if _has_nvidia_gpu() else "no NVIDIA driver"
+    found = f"{provider}{threads}; ONNX Runtime {ort.__version__} has {', '.join(available())}, {gpu} is here"
+    faster = FASTER.get(provider)
+    return f"{found}; faster: {faster}" if faster else found
+
+
+FASTER: Mapping[str, str] = {
+    "cpu": "an NVIDIA GPU (cuda), or on Intel processors onnxruntime-openvino",
+    "openvino": "an NVIDIA GPU (cuda)",
+    "cuda": "tensorrt, which builds its engines for minutes at every start",
+}
+"""What would be faster than a provider."""
+
+
 def cpu_threads(policy: SessionPolicy) -> int:
     """The threads one operator gets on the CPU."""
     if policy.threads:
