@@ -4,8 +4,8 @@ The model grid has the source's directions and the bundle's spacing, and covers 
 Both grids are described in millimetres from the box's first edge along each axis, so that no direction cosine
 enters the sums: voxel i of spacing s lies at (i + ½) s on either grid, and equal spacings coincide exactly.
 
-Both ways are separable: what is done along an axis is one matrix, smoothing and interpolation together, and
-products with matrices are what processors do best.
+Both ways are separable: along an axis every voxel is a weighted sum of a few, smoothing and interpolation in
+one. The sums are made in one order whatever the machine, so that the bytes do not depend on its threads.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import lru_cache
 from math import ceil
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.volume import Float32, Geometry, Shape3, Vec3
 
@@ -23,8 +24,8 @@ Box = tuple[slice, slice, slice]
 SAME_SPACING = 0.01
 """Spacings relatively this near each other are taken as one: voxels are copied, not interpolated."""
 FWHM_PER_SIGMA = 2.355
-SLAB = 16
-"""Slices resampled at a time: bounds the memory of a step and keeps most of it in a processor's cache."""
+SLAB = 4
+"""Slices resampled at a time: few enough that what is summed up stays in a processor's cache."""
 SIGMAS = 4
 """How far the smoothing kernel reaches."""
 
@@ -79,15 +80,15 @@ def to_model(hu: Float32, grid: Grid) -> Float32:
     if grid.coincides:
         return hu[grid.box].copy()
     deep, down, across = (
-        _matrix(box.stop - box.start, source, count, model, antialias_sigma_mm(source, model))
+        _taps(box.stop - box.start, source, count, model, antialias_sigma_mm(source, model))
         for box, source, count, model in zip(
             grid.box, grid.source.spacing_mm, grid.model.shape, grid.model.spacing_mm, strict=True
         )
     )
-    result = np.empty(grid.model.shape, dtype=np.float32)
+    source, result = hu[grid.box], np.empty(grid.model.shape, dtype=np.float32)
     for start in range(0, len(result), SLAB):
-        slab = _through_slices(deep[start : start + SLAB], hu[grid.box[0]])
-        result[start : start + SLAB] = _in_plane(down, slab[:, grid.box[1], grid.box[2]], across)
+        slab = deep.along_slices(source, start, start + SLAB)
+        result[start : start + SLAB] = across.in_plane(down.in_plane(slab, 1), 2)
     return result
 
 
@@ -96,12 +97,12 @@ def to_source(values: Float32, grid: Grid, start: int, stop: int) -> Float32:
     if grid.coincides:
         return values[start:stop]
     deep, down, across = (
-        _matrix(count, model, wanted, source, 0.0)
+        _taps(count, model, wanted, source, 0.0)
         for count, model, wanted, source in zip(
             values.shape, grid.model.spacing_mm, grid.box_shape, grid.source.spacing_mm, strict=True
         )
     )
-    return _in_plane(down, _through_slices(deep[start:stop], values), across)
+    return down.in_plane(across.in_plane(deep.along_slices(values, start, stop), 2), 1)
 
 
 def antialias_sigma_mm(source_mm: float, model_mm: float) -> float:
@@ -109,39 +110,55 @@ def antialias_sigma_mm(source_mm: float, model_mm: float) -> float:
     return float(max(model_mm**2 - source_mm**2, 0.0) ** 0.5) / FWHM_PER_SIGMA
 
 
+@dataclass(frozen=True, slots=True)
+class _Taps:
+    """What is summed up along an axis: ``weight[t, i]`` times voxel ``index[t, i]``, over t, is voxel i."""
+
+    index: NDArray[np.int64]
+    weight: Float32
+
+    def along_slices(self, values: Float32, start: int, stop: int) -> Float32:
+        """The sums ``start:stop`` along the first axis, a slice at a time; ``values`` may be a view."""
+        columns = zip(self.index.T[start:stop], self.weight.T[start:stop], strict=True)
+        return np.stack([_weighted(values, index, weight) for index, weight in columns])
+
+    def in_plane(self, values: Float32, axis: int) -> Float32:
+        """The sums along another axis."""
+        shape = [1] * values.ndim
+        shape[axis] = -1
+        total: Float32 = np.take(values, self.index[0], axis=axis)
+        total *= self.weight[0].reshape(shape)
+        for index, weight in zip(self.index[1:], self.weight[1:], strict=True):
+            tap = np.take(values, index, axis=axis)
+            tap *= weight.reshape(shape)
+            total += tap
+        return total
+
+
+def _weighted(values: Float32, index: NDArray[np.int64], weight: Float32) -> Float32:
+    """Σ weight[t] · values[index[t]]."""
+    total: Float32 = values[index[0]] * weight[0]
+    tap = np.empty_like(total)
+    for i, w in zip(index[1:], weight[1:], strict=True):
+        total += np.multiply(values[i], w, out=tap)
+    return total
+
+
 @lru_cache(maxsize=32)
-def _matrix(count: int, spacing_mm: float, wanted: int, wanted_mm: float, sigma_mm: float) -> Float32:
-    """(wanted, count): ``count`` voxels smoothed by a Gaussian, then linearly at those of ``wanted_mm``.
+def _taps(count: int, spacing_mm: float, wanted: int, wanted_mm: float, sigma_mm: float) -> _Taps:
+    """From ``count`` voxels, smoothed by a Gaussian, linearly to ``wanted`` ones.
 
-    The first edges of both coincide; past the ends the last voxel is repeated. Every row sums to 1.
+    The first edges of both coincide; past the ends the last voxel is repeated. Weights sum to 1.
     """
-    position = (np.arange(wanted) + 0.5) * wanted_mm / spacing_mm - 0.5
+    position = np.clip((np.arange(wanted) + 0.5) * wanted_mm / spacing_mm - 0.5, 0, count - 1)
     below = np.floor(position).astype(np.int64)
+    share = position - below
     reach = ceil(SIGMAS * sigma_mm / spacing_mm)
-    offsets = np.arange(-reach, reach + 1)
-    kernel = np.exp(-0.5 * (offsets * spacing_mm / (sigma_mm or 1.0)) ** 2)
-    kernel /= kernel.sum()
-    matrix = np.zeros((wanted, count))
-    for at, share in ((below, 1 - (position - below)), (below + 1, position - below)):
-        taps = np.clip(np.clip(at, 0, count - 1)[:, None] + offsets, 0, count - 1)
-        np.add.at(matrix, (np.arange(wanted)[:, None], taps), share[:, None] * kernel)
-    return matrix.astype(np.float32)
-
-
-def _through_slices(part: Float32, values: Float32) -> Float32:
-    """part · values along the slices, of which only those are touched that ``part`` looks at."""
-    columns = np.flatnonzero(part.any(axis=0))
-    used = slice(int(columns[0]), int(columns[-1]) + 1)
-    flat = values[used].reshape(used.stop - used.start, -1)
-    mixed: Float32 = (part[:, used] @ flat).reshape(len(part), *values.shape[1:])
-    return mixed
-
-
-def _in_plane(down: Float32, slab: Float32, across: Float32) -> Float32:
-    """Both matrices on every slice, the one first that leaves less to the other."""
-    if len(across) < slab.shape[2]:
-        return np.matmul(down, np.matmul(slab, across.T))
-    return np.matmul(np.matmul(down, slab), across.T)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) * spacing_mm / (sigma_mm or 1.0)) ** 2)
+    kernel = np.pad(kernel / kernel.sum(), 1)
+    offsets = np.arange(-reach, reach + 2)[:, None]
+    weight = kernel[1:, None] * (1 - share) + kernel[:-1, None] * share
+    return _Taps(np.clip(below + offsets, 0, count - 1), weight.astype(np.float32))
 
 
 def _three(values: tuple[float, ...]) -> Vec3:
