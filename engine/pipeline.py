@@ -247,11 +247,14 @@ def _keep_to_body(residual: Float32, body: Body, grid: Grid) -> None:
 
 def _compose(source: Float32, residual: Float32, grid: Grid, manifest: Manifest) -> Float32:
     """The source with the residual added inside the box and the window, a slab at a time."""
-    hu = source.copy()
+    hu = np.empty_like(source)
     slices, rows, columns = grid.box
+    for outside in (slice(0, slices.start), slice(slices.stop, None)):
+        hu[outside] = source[outside]
     for start in range(0, grid.box_shape[0], SLAB):
         stop = min(start + SLAB, grid.box_shape[0])
         place = (slice(slices.start + start, slices.start + stop), rows, columns)
+        hu[place[0]] = source[place[0]]
         slab = to_source(residual, grid, start, stop)
         hu[place] = compose.add_within_window(
             source[place], slab, manifest.window_hu, manifest.composition.edge_hu
