@@ -50,9 +50,10 @@ test: $(VENV)/.full ## the tests (those with DCMTK and Orthanc where they are in
 check: lint ## what has to be clean: ruff, mypy, import contracts, tests, coverage of node and engine
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term
 
-bench: $(VENV)/.full ## receive rate against a node that throws away; ONNX Runtime against torch
-	$(BIN)/s2node bench receive
-	$(BIN)/s2node bench engine
+bench: $(VENV)/.full ## engine against torch, whole series, a node: figures to docs/benchmarks.json and .md
+	$(BIN)/python -m docs.benchmarks
+	$(BIN)/python -m docs.generate
+	@sed -n '/^## Against/,/^## The same/p' docs/benchmarks.md
 
 # The full forms write their figures to docs/faults/; `make docs` puts them into docs/faults.md.
 faults: $(VENV)/.full ## kill -9, full and failing disks, wrong clocks, bad peers: what is lost? (KILLS=1000)

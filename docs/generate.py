@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from config.example import Table, tables, toml_value
+from docs import benchmarks
 from node.cli import Lazy, app
 from node.commands.exits import EXIT_CODES
 
@@ -323,7 +324,24 @@ def real_table() -> str:
     )
 
 
+def benchmark_tables() -> str:
+    """What `make bench` measured last, one table a question."""
+    found = json.loads(benchmarks.FILE.read_text(encoding="utf-8"))
+    parts = [
+        f"## {heading}\n\n" + markdown_table(columns, rows)
+        for heading, (columns, rows) in benchmarks.tables(found)
+    ]
+    return "\n\n".join([_measured_where(found), *parts])
+
+
+def _measured_where(found: Mapping[str, Any]) -> str:
+    places = dict.fromkeys(row["machine"] for row in found.values())
+    model = found["engine"]["model_id"] if "engine" in found else found["job"]["model_id"]
+    return f"Machine: {'; '.join(places)}. Model: `{model}`."
+
+
 PARTS: Mapping[str, Callable[[], str]] = {
+    "benchmarks": benchmark_tables,
     "settings": settings_tables,
     "metrics": metrics_tables,
     "faults": fault_tables,
@@ -340,7 +358,14 @@ def page(path: Path) -> str:
     return MARKER.sub(lambda found: f"{found[1]}\n{PARTS[found['name']]()}\n\n{found[3]}", text)
 
 
-PAGES = ("command-reference.md", "administrators-guide.md", "model-card.md", "faults.md", "real-ct.md")
+PAGES = (
+    "command-reference.md",
+    "administrators-guide.md",
+    "model-card.md",
+    "faults.md",
+    "real-ct.md",
+    "benchmarks.md",
+)
 """Pages with generated parts."""
 
 

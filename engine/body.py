@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, floor
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 - its usual name
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engine.errors import VolumeUnsupported
 from engine.grid import Box, Grid
-from engine.volume import Float32, Vec3, Volume
+from engine.volume import Float32, Shape3, Vec3, Volume
 
 BODY_HU = -300.0
 """Between air or foam and the skin."""
@@ -19,6 +19,8 @@ COARSE_MM = 4.0
 """Grid on which the body is looked for."""
 MARGIN_MM = 10.0
 """Air kept around the body."""
+AROUND_MM = 8.0
+"""Further than composition looks around a voxel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,20 @@ def find_body(volume: Volume) -> Body:
         for indices, step, s, n in zip(found, steps, spacing, volume.geometry.shape, strict=True)
     )
     return Body((slices, rows, columns), _filled(largest), (steps[0], steps[1], steps[2]))
+
+
+def holds_body(body: Body, grid: Grid, start: Shape3, shape: Shape3) -> bool:
+    """Whether the body reaches into a part of the model grid, or within :data:`AROUND_MM` of it."""
+    ranges = []
+    for first, count, box, model, source, step, held in zip(
+        start, shape, grid.box, grid.model.spacing_mm, grid.source.spacing_mm, body.step, body.mask.shape,
+        strict=True,
+    ):  # fmt: skip
+        sample, edge = source * step, box.start * source
+        low = floor((edge + first * model - AROUND_MM) / sample) - 1
+        high = ceil((edge + (first + count) * model + AROUND_MM) / sample) + 1
+        ranges.append(slice(min(max(low, 0), held - 1), max(high, 1)))
+    return bool(body.mask[tuple(ranges)].any())
 
 
 def body_weight(body: Body, grid: Grid, start: int, stop: int) -> Float32:

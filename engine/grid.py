@@ -1,17 +1,21 @@
-"""From the scanner's grid to the model's and back, slab by slab, with SimpleITK.
+"""From the scanner's grid to the model's and back, slab by slab.
 
 The model grid has the source's directions and the bundle's spacing, and covers the box around the body.
 Both grids are described in millimetres from the box's first edge along each axis, so that no direction cosine
 enters the sums: voxel i of spacing s lies at (i + ½) s on either grid, and equal spacings coincide exactly.
+
+Both ways are separable: along an axis every voxel is a weighted sum of a few, smoothing and interpolation in
+one. The sums are made in one order whatever the machine, so that the bytes do not depend on its threads.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, floor
+from functools import lru_cache
+from math import ceil
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 - its usual name
+from numpy.typing import NDArray
 
 from engine.volume import Float32, Geometry, Shape3, Vec3
 
@@ -20,8 +24,10 @@ Box = tuple[slice, slice, slice]
 SAME_SPACING = 0.01
 """Spacings relatively this near each other are taken as one: voxels are copied, not interpolated."""
 FWHM_PER_SIGMA = 2.355
-SLAB = 32
-"""Slices resampled at a time: bounds the memory of a step."""
+SLAB = 4
+"""Slices resampled at a time: few enough that what is summed up stays in a processor's cache."""
+SIGMAS = 4
+"""How far the smoothing kernel reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +79,16 @@ def to_model(hu: Float32, grid: Grid) -> Float32:
     """``hu`` on the source grid → the model grid, smoothed before where the model's voxels are larger."""
     if grid.coincides:
         return hu[grid.box].copy()
-    result = np.empty(grid.model.shape, dtype=np.float32)
+    deep, down, across = (
+        _taps(box.stop - box.start, source, count, model, antialias_sigma_mm(source, model))
+        for box, source, count, model in zip(
+            grid.box, grid.source.spacing_mm, grid.model.shape, grid.model.spacing_mm, strict=True
+        )
+    )
+    source, result = hu[grid.box], np.empty(grid.model.shape, dtype=np.float32)
     for start in range(0, len(result), SLAB):
-        stop = min(start + SLAB, len(result))
-        result[start:stop] = _slab_to_model(hu, grid, start, stop)
+        slab = deep.along_slices(source, start, start + SLAB)
+        result[start : start + SLAB] = across.in_plane(down.in_plane(slab, 1), 2)
     return result
 
 
@@ -84,11 +96,13 @@ def to_source(values: Float32, grid: Grid, start: int, stop: int) -> Float32:
     """``values`` on the model grid → slices ``start:stop`` of the box on the source grid, linearly."""
     if grid.coincides:
         return values[start:stop]
-    source_z, model_z = grid.source.spacing_mm[0], grid.model.spacing_mm[0]
-    low = max(0, floor((start + 0.5) * source_z / model_z - 0.5) - 1)
-    high = min(len(values), ceil((stop + 0.5) * source_z / model_z) + 1)
-    image = _image(values[low:high], grid.model.spacing_mm, low)
-    return _resample(image, (stop - start, *grid.box_shape[1:]), grid.source.spacing_mm, start)
+    deep, down, across = (
+        _taps(count, model, wanted, source, 0.0)
+        for count, model, wanted, source in zip(
+            values.shape, grid.model.spacing_mm, grid.box_shape, grid.source.spacing_mm, strict=True
+        )
+    )
+    return down.in_plane(across.in_plane(deep.along_slices(values, start, stop), 2), 1)
 
 
 def antialias_sigma_mm(source_mm: float, model_mm: float) -> float:
@@ -96,42 +110,55 @@ def antialias_sigma_mm(source_mm: float, model_mm: float) -> float:
     return float(max(model_mm**2 - source_mm**2, 0.0) ** 0.5) / FWHM_PER_SIGMA
 
 
-def _slab_to_model(hu: Float32, grid: Grid, start: int, stop: int) -> Float32:
-    source, model = grid.source.spacing_mm, grid.model.spacing_mm
-    sigmas = [antialias_sigma_mm(s, m) for s, m in zip(source, model, strict=True)]
-    reach = 4 * sigmas[0] + source[0]
-    low = max(0, floor(((start + 0.5) * model[0] - reach) / source[0] - 0.5))
-    high = min(grid.box_shape[0], ceil(((stop - 0.5) * model[0] + reach) / source[0] + 0.5))
-    first = grid.box[0].start
-    image = _image(hu[first + low : first + high, grid.box[1], grid.box[2]], source, low)
-    for direction, (sigma, spacing) in enumerate(zip(sigmas[::-1], source[::-1], strict=True)):
-        if sigma > 0.2 * spacing and image.GetSize()[direction] >= 4:  # ITK's recursion needs four samples
-            image = sitk.RecursiveGaussian(
-                image, sigma, False, sitk.RecursiveGaussianImageFilter.ZeroOrder, direction
-            )
-    return _resample(image, (stop - start, *grid.model.shape[1:]), model, start)
+@dataclass(frozen=True, slots=True)
+class _Taps:
+    """What is summed up along an axis: ``weight[t, i]`` times voxel ``index[t, i]``, over t, is voxel i."""
+
+    index: NDArray[np.int64]
+    weight: Float32
+
+    def along_slices(self, values: Float32, start: int, stop: int) -> Float32:
+        """The sums ``start:stop`` along the first axis, a slice at a time; ``values`` may be a view."""
+        columns = zip(self.index.T[start:stop], self.weight.T[start:stop], strict=True)
+        return np.stack([_weighted(values, index, weight) for index, weight in columns])
+
+    def in_plane(self, values: Float32, axis: int) -> Float32:
+        """The sums along another axis."""
+        shape = [1] * values.ndim
+        shape[axis] = -1
+        total: Float32 = np.take(values, self.index[0], axis=axis)
+        total *= self.weight[0].reshape(shape)
+        for index, weight in zip(self.index[1:], self.weight[1:], strict=True):
+            tap = np.take(values, index, axis=axis)
+            tap *= weight.reshape(shape)
+            total += tap
+        return total
 
 
-def _image(values: Float32, spacing_mm: Vec3, first_slice: int) -> sitk.Image:
-    """An ITK image in the box's millimetres; ``values`` begin at ``first_slice`` of their grid."""
-    image = sitk.GetImageFromArray(values)
-    image.SetSpacing(spacing_mm[::-1])
-    image.SetOrigin(_first_voxel_mm(spacing_mm, first_slice))
-    return image
+def _weighted(values: Float32, index: NDArray[np.int64], weight: Float32) -> Float32:
+    """Σ weight[t] · values[index[t]]."""
+    total: Float32 = values[index[0]] * weight[0]
+    tap = np.empty_like(total)
+    for i, w in zip(index[1:], weight[1:], strict=True):
+        total += np.multiply(values[i], w, out=tap)
+    return total
 
 
-def _resample(image: sitk.Image, shape: Shape3, spacing_mm: Vec3, first_slice: int) -> Float32:
-    resampled = sitk.Resample(
-        image, shape[::-1], sitk.Transform(), sitk.sitkLinear, _first_voxel_mm(spacing_mm, first_slice),
-        spacing_mm[::-1], image.GetDirection(), 0.0, sitk.sitkFloat32, True,
-    )  # fmt: skip
-    array: Float32 = sitk.GetArrayFromImage(resampled)
-    return array
+@lru_cache(maxsize=32)
+def _taps(count: int, spacing_mm: float, wanted: int, wanted_mm: float, sigma_mm: float) -> _Taps:
+    """From ``count`` voxels, smoothed by a Gaussian, linearly to ``wanted`` ones.
 
-
-def _first_voxel_mm(spacing_mm: Vec3, first_slice: int) -> Vec3:
-    """(x, y, z) of the first voxel's centre."""
-    return (spacing_mm[2] / 2, spacing_mm[1] / 2, (first_slice + 0.5) * spacing_mm[0])
+    The first edges of both coincide; past the ends the last voxel is repeated. Weights sum to 1.
+    """
+    position = np.clip((np.arange(wanted) + 0.5) * wanted_mm / spacing_mm - 0.5, 0, count - 1)
+    below = np.floor(position).astype(np.int64)
+    share = position - below
+    reach = ceil(SIGMAS * sigma_mm / spacing_mm)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) * spacing_mm / (sigma_mm or 1.0)) ** 2)
+    kernel = np.pad(kernel / kernel.sum(), 1)
+    offsets = np.arange(-reach, reach + 2)[:, None]
+    weight = kernel[1:, None] * (1 - share) + kernel[:-1, None] * share
+    return _Taps(np.clip(below + offsets, 0, count - 1), weight.astype(np.float32))
 
 
 def _three(values: tuple[float, ...]) -> Vec3:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,19 +18,21 @@ from pydantic import Field
 
 from config.base import Frozen
 from engine import compose
-from engine.body import Body, body_weight, find_body
-from engine.bundle import Bundle, Manifest, read_bundle
+from engine.body import Body, body_weight, find_body, holds_body
+from engine.bundle import Bundle, Manifest, SamplerSpec, read_bundle
 from engine.errors import BundleInvalid, SynthesisFailed, VolumeUnsupported
 from engine.families import FAMILIES
-from engine.grid import SLAB, Grid, model_grid, to_model, to_source
+from engine.grid import Grid, model_grid, to_model, to_source
 from engine.noise import NoiseField
-from engine.session import Graph, SessionPolicy, open_graphs
+from engine.session import Graph, Runs, SessionPolicy, Timed, open_graphs
 from engine.synthesis import Finding, Synthesis
 from engine.tiles import TilePlan, blend, plan_tiles
 from engine.volume import Float32, Geometry, Shape3, Volume
 
 Progress = Callable[[float], None]
 
+SLAB = 8
+"""Slices composed at a time: few enough that what is summed up stays in a processor's cache."""
 MODEL_SHARE = 0.95
 """Part of the progress bar that belongs to the tiles; composition has the rest."""
 
@@ -63,6 +67,18 @@ class Engine:
         self._fallback = opened.fallback
         self._graphs = opened.graphs
 
+    def with_sampler(self, spec: SamplerSpec) -> Engine:
+        """The same graphs under another sampler, to compare them: the digest stays the bundle's.
+
+        ValueError for a family without one.
+        """
+        if self.bundle.manifest.sampler is None:
+            raise ValueError(f"family {self.bundle.manifest.family!r} has no sampler")
+        other = copy(self)
+        manifest = self.bundle.manifest.model_copy(update={"sampler": spec})
+        other.bundle = replace(self.bundle, manifest=manifest)
+        return other
+
     def synthesize(
         self, volume: Volume, *, seed: int, progress: Progress = lambda fraction: None
     ) -> Synthesis:
@@ -73,14 +89,16 @@ class Engine:
         manifest = self.bundle.manifest
         check_volume(volume, manifest, self.limits)
         seconds: dict[str, float] = {}
-        with _timed(seconds, "prepare"):
+        with _timed(seconds, "body"):
             body = find_body(volume)
             grid = model_grid(volume.geometry, body.box, manifest.spacing_mm)
             check_model_grid(grid.model, self.limits)
+        with _timed(seconds, "resample"):
             x = to_model(volume.hu, grid)
             np.clip(x, *manifest.window_hu, out=x)
-        with _timed(seconds, "model"):
-            guide = self._translate(x, seed, lambda done: progress(MODEL_SHARE * done))
+        with _timed(seconds, "tiles"):
+            guide = self._translate(x, body, grid, seed, seconds, lambda done: progress(MODEL_SHARE * done))
+        seconds["tiles"] -= sum(seconds.get(name, 0.0) for name in manifest.graphs)
         with _timed(seconds, "compose"):
             residual = np.subtract(guide, x, out=x)
             compose.detail_residual(residual, guide, manifest.composition.detail, grid.model.spacing_mm)
@@ -90,20 +108,27 @@ class Engine:
         progress(1.0)
         return self._synthesis(volume.with_array(hu), seed, seconds, grid)
 
-    def _translate(self, x: Float32, seed: int, progress: Progress) -> Float32:
-        """D(ẑ) in HU on the model grid, a tile at a time."""
+    def _translate(
+        self, x: Float32, body: Body, grid: Grid, seed: int, seconds: dict[str, float], progress: Progress
+    ) -> Float32:
+        """D(ẑ) in HU on the model grid, a tile at a time; each graph's time is added to ``seconds``.
+
+        Where a tile holds air alone, or nothing near the body, x stays: the source is kept there whatever
+        the model would say.
+        """
         manifest = self.bundle.manifest
         family = FAMILIES[manifest.family]
         plan = plan_for(manifest, x.shape)
         noise = NoiseField(seed, latent_plane(manifest, plan))
+        graphs: dict[str, Runs] = {n: Timed(graph, n, seconds) for n, graph in self._graphs.items()}
         low, high = manifest.window_hu
         half = (high - low) / 2
 
         def translate(tile: Float32, start: Shape3) -> Float32:
-            if tile.max() <= low:  # air only: the source is kept there whatever the model would say
+            if tile.max() <= low or not holds_body(body, grid, start, plan.tile):
                 return tile
             normalised = (tile - low) / half - 1
-            x_c = family.translate(manifest, self._graphs, noise, normalised, start)
+            x_c = family.translate(manifest, graphs, noise, normalised, start)
             return _checked(x_c, tile.shape) * half + (low + half)
 
         result = np.empty_like(x)
@@ -222,11 +247,14 @@ def _keep_to_body(residual: Float32, body: Body, grid: Grid) -> None:
 
 def _compose(source: Float32, residual: Float32, grid: Grid, manifest: Manifest) -> Float32:
     """The source with the residual added inside the box and the window, a slab at a time."""
-    hu = source.copy()
+    hu = np.empty_like(source)
     slices, rows, columns = grid.box
+    for outside in (slice(0, slices.start), slice(slices.stop, None)):
+        hu[outside] = source[outside]
     for start in range(0, grid.box_shape[0], SLAB):
         stop = min(start + SLAB, grid.box_shape[0])
         place = (slice(slices.start + start, slices.start + stop), rows, columns)
+        hu[place[0]] = source[place[0]]
         slab = to_source(residual, grid, start, stop)
         hu[place] = compose.add_within_window(
             source[place], slab, manifest.window_hu, manifest.composition.edge_hu

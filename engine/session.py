@@ -14,7 +14,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from time import perf_counter
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -114,6 +115,40 @@ class Graph:
         return {i.name: tuple(i.shape) for i in self.session.get_inputs()}
 
 
+class Runs(Protocol):
+    """What a family asks of a graph."""
+
+    def __call__(self, **inputs: Float32) -> Float32:
+        """The graph's first output."""
+        ...
+
+    @property
+    def inputs(self) -> Mapping[str, tuple[int | str | None, ...]]:
+        """The shape of every input by name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A graph whose wall clock is added to ``seconds`` under ``stage``."""
+
+    graph: Runs
+    stage: str
+    seconds: dict[str, float]
+
+    def __call__(self, **inputs: Float32) -> Float32:
+        """What the graph gives."""
+        began = perf_counter()
+        output = self.graph(**inputs)
+        self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + perf_counter() - began
+        return output
+
+    @property
+    def inputs(self) -> Mapping[str, tuple[int | str | None, ...]]:
+        """The graph's."""
+        return self.graph.inputs
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """The graphs of a bundle, loaded."""
@@ -154,6 +189,23 @@ def available() -> tuple[str, ...]:
     """The providers this installation of ONNX Runtime was built with."""
     found = ort.get_available_providers()
     return tuple(name for name, provider in PROVIDERS.items() if provider.ort_name in found)
+
+
+def situation(provider: str, policy: SessionPolicy) -> str:
+    """How ``provider`` runs here, what else was found, and what would be faster; for people."""
+    threads = f" with {cpu_threads(policy)} threads" if provider in ("cpu", "openvino") else ""
+    gpu = "an NVIDIA driver" if _has_nvidia_gpu() else "no NVIDIA driver"
+    found = f"{provider}{threads}; ONNX Runtime {ort.__version__} has {', '.join(available())}, {gpu} is here"
+    faster = FASTER.get(provider)
+    return f"{found}; faster: {faster}" if faster else found
+
+
+FASTER: Mapping[str, str] = {
+    "cpu": "an NVIDIA GPU (cuda), or on Intel processors onnxruntime-openvino",
+    "openvino": "an NVIDIA GPU (cuda)",
+    "cuda": "tensorrt, which builds its engines for minutes at every start",
+}
+"""What would be faster than a provider."""
 
 
 def cpu_threads(policy: SessionPolicy) -> int:

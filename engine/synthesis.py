@@ -35,5 +35,6 @@ class Synthesis:
     provider: str
     """The execution provider that ran."""
     seconds: Mapping[str, float]
-    """Stage → wall-clock seconds: prepare, model, compose."""
+    """Stage → wall-clock seconds, which sum up to the whole: body, resample, each graph by its name, tiles
+    (cutting, blending and the sampler's own sums), compose."""
     findings: tuple[Finding, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ import onnx
 import torch
 import typer
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from engine import samplers
 from engine.bundle import Bundle, read_bundle
@@ -37,11 +39,21 @@ def bench_engine(
     tiles: Annotated[int, typer.Option("--tiles", min=1, help="Tiles of one round.")] = 2,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; medians are shown.")] = 3,
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads of both.")] = 0,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="Each graph, its FLOPs and share of this machine's matrix peak, torch.compile, OpenVINO.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Time a bundle's graphs in ONNX Runtime beside the same network in torch, on the CPU."""
     try:
-        result = compare(bundle or active_bundles()[0], tiles, rounds, threads)
+        folder = bundle or active_bundles()[0]
+        result = compare(folder, tiles, rounds, threads, OTHERS if full else ())
+        if full:
+            result |= graphs(read_bundle(folder), rounds, threads)
     except (BundleInvalid, ProviderMissing) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_CONFIG) from None
@@ -54,19 +66,32 @@ def bench_engine(
     )
 
 
-def compare(folder: Path, tiles: int, rounds: int, threads: int) -> dict[str, Any]:
-    """Seconds a tile of both, and engine / torch; below 1 the engine is faster. Raises BundleInvalid."""
+def compare(
+    folder: Path, tiles: int, rounds: int, threads: int, others: Collection[str] = ()
+) -> dict[str, Any]:
+    """Seconds a tile of both, and engine / torch; below 1 the engine is faster. Raises BundleInvalid.
+
+    ``others`` names further contestants of :data:`OTHERS`; one that cannot run here is a text that says why.
+    """
     bundle = read_bundle(folder)
     policy = SessionPolicy(provider="cpu", threads=threads)
     sessions = open_graphs(bundle, policy).graphs
     modules = rebuild(bundle).graphs()
     torch.set_num_threads(cpu_threads(policy))
-    x = np.random.default_rng(0).uniform(-1, 1, (1, 1, *bundle.manifest.tile)).astype(np.float32)
+    x = _example(bundle)
     runs: dict[str, Run] = {
         "engine": lambda name, **inputs: sessions[name](**inputs),
         "torch": lambda name, **inputs: _torch(modules[name], **inputs),
     }
     inputs = {name: graph.inputs.keys() for name, graph in sessions.items()}
+    absent: dict[str, str] = {}
+    for other in others:
+        try:
+            run = OTHERS[other](bundle, modules, cpu_threads(policy))
+            tile(bundle, run, inputs, x)
+            runs[other] = run
+        except Exception as error:  # whatever keeps it from running is what is told
+            absent[other] = f"{type(error).__name__}: {error}".splitlines()[0]
     made = {who: tile(bundle, run, inputs, x) for who, run in runs.items()}
     seconds: dict[str, list[float]] = {who: [] for who in runs}
     for _ in range(rounds):
@@ -75,18 +100,111 @@ def compare(folder: Path, tiles: int, rounds: int, threads: int) -> dict[str, An
             for _ in range(tiles):
                 tile(bundle, run, inputs, x)
             seconds[who].append((time.perf_counter() - began) / tiles)
-    engine_s, torch_s = (statistics.median(seconds[who]) for who in ("engine", "torch"))
+    medians = {who: statistics.median(values) for who, values in seconds.items()}
     low, high = bundle.manifest.window_hu
     return {
-        "engine_s": round(engine_s, 4),
-        "torch_s": round(torch_s, 4),
-        "ratio": round(engine_s / torch_s, 4),
+        **{f"{who}_s": round(value, 4) for who, value in medians.items()},
+        **{f"{who}_s": words for who, words in absent.items()},
+        "ratio": round(medians["engine"] / medians["torch"], 4),
         "provider": "cpu",
         "machine": f"{platform.machine()}, {os.cpu_count()} cpus, {cpu_threads(policy)} threads",
         "model_id": bundle.manifest.model_id,
         "tiles": tiles,
         "difference_hu": round(float(np.abs(made["engine"] - made["torch"]).mean()) * (high - low) / 2, 4),
     }
+
+
+def graphs(bundle: Bundle, rounds: int, threads: int) -> dict[str, Any]:
+    """Each graph by itself: calls a tile, FLOPs as trained, seconds of both, share of the matrix peak."""
+    policy = SessionPolicy(provider="cpu", threads=threads)
+    sessions, modules = open_graphs(bundle, policy).graphs, rebuild(bundle).graphs()
+    torch.set_num_threads(cpu_threads(policy))
+    asked: dict[str, list[dict[str, Float32]]] = {name: [] for name in sessions}
+
+    def listen(name: str, **inputs: Float32) -> Float32:
+        asked[name].append(inputs)
+        return sessions[name](**inputs)
+
+    tile(bundle, listen, {name: graph.inputs.keys() for name, graph in sessions.items()}, _example(bundle))
+    peak = matrix_peak()
+    rows = {}
+    for name, calls in asked.items():
+        inputs = calls[0]
+        engine_s, torch_s = _medians(
+            (lambda n=name, i=inputs: sessions[n](**i), lambda n=name, i=inputs: _torch(modules[n], **i)),
+            rounds,
+        )
+        flops = flops_of(modules[name], inputs)
+        rows[name] = {
+            "calls": len(calls),
+            "flops": flops,
+            "engine_s": round(engine_s, 5),
+            "torch_s": round(torch_s, 5),
+            "ratio": round(engine_s / torch_s, 4),
+            "peak_share": round(flops / engine_s / peak, 4),
+        }
+    return {
+        "graphs": rows,
+        "peak_flops": round(peak),
+        "flops": sum(r["calls"] * r["flops"] for r in rows.values()),
+    }
+
+
+def _medians(runs: Collection[Callable[[], object]], rounds: int) -> list[float]:
+    """Seconds of each, taking turns."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds + 1):
+        for run, found in zip(runs, seconds, strict=True):
+            began = time.perf_counter()
+            run()
+            found.append(time.perf_counter() - began)
+    return [statistics.median(found[1:]) for found in seconds]
+
+
+def flops_of(module: nn.Module, inputs: Mapping[str, Float32]) -> int:
+    """Floating point operations of convolutions and products in one call, a product and a sum being two."""
+    with FlopCounterMode(display=False) as counter:
+        _torch(module, **inputs)
+    return int(counter.get_total_flops())
+
+
+def matrix_peak(size: int = 1536, tries: int = 8) -> float:
+    """The most FLOP/s this process reaches in a product of two square fp32 matrices, with torch's threads."""
+    a, b = torch.rand(size, size), torch.rand(size, size)
+    best = float("inf")
+    for _ in range(tries):
+        began = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def _example(bundle: Bundle) -> Float32:
+    return np.random.default_rng(0).uniform(-1, 1, (1, 1, *bundle.manifest.tile)).astype(np.float32)
+
+
+def _compiled(bundle: Bundle, modules: Mapping[str, nn.Module], threads: int) -> Run:
+    """torch.compile of every module."""
+    compiled: dict[str, Any] = {name: torch.compile(module) for name, module in modules.items()}
+    return lambda name, **inputs: _torch(compiled[name], **inputs)
+
+
+def _openvino(bundle: Bundle, modules: Mapping[str, nn.Module], threads: int) -> Run:
+    """OpenVINO's own runtime on the bundle's graphs."""
+    openvino = importlib.import_module("openvino")
+    core, options = openvino.Core(), {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    models = {
+        name: core.compile_model(core.read_model(bundle.graph_bytes(name)), "CPU", options)
+        for name in bundle.manifest.graphs
+    }
+    return lambda name, **inputs: models[name](inputs)[0]
+
+
+OTHERS: Mapping[str, Callable[[Bundle, Mapping[str, nn.Module], int], Run]] = {
+    "torch_compile": _compiled,
+    "openvino": _openvino,
+}
+"""Who else may run the graphs, where it is installed."""
 
 
 def tile(bundle: Bundle, run: Run, inputs: Mapping[str, Collection[str]], x: Float32) -> Float32:

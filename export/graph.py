@@ -17,6 +17,8 @@ from onnx import numpy_helper
 from onnxscript import ir
 from torch import Tensor, nn
 
+from export.lower import lower
+
 OPSET = 18
 """Above 20 the exporter writes GroupNormalization and newer operators without CUDA kernels, which would fall
 to the CPU."""
@@ -28,7 +30,10 @@ changes which one is nearest."""
 def write_graph(
     module: nn.Module, inputs: Mapping[str, Tensor], output: str, file: Path, half_weights: bool
 ) -> None:
-    """Export with torch's dynamo exporter at fixed shapes; weights stored as fp16 if asked, run as fp32."""
+    """Export with torch's dynamo exporter at fixed shapes; weights stored as fp16 if asked, run as fp32.
+
+    Convolutions are lowered as ``export.lower`` has it.
+    """
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
@@ -44,6 +49,7 @@ def write_graph(
     onnxscript.optimizer.optimize_ir(program.model, should_fold=_folds_no_weight)
     model = program.model_proto
     _strip(model)
+    lower(model)
     if half_weights:
         halve_weights(model, {name for name, _ in module.named_parameters()})
     onnx.checker.check_model(model)

@@ -155,7 +155,7 @@ def _travel(plan: DemoPlan, paths: Sequence[Path], watch: Watch) -> Journey:
         with Node(settings) as node:
             archive.introduce(NODE_AE, "127.0.0.1", node.port)
             _send(node, paths, watch)
-            jobs = _wait(node, plan.limit_s, watch)
+            jobs = wait_for_jobs(node, plan.limit_s, watch)
             came = [job for job in jobs if node.ledger.outputs(job.id)]
             returned = [back for job in came for back in _fetch(node.ledger, job, archive)]
             sources = {
@@ -216,7 +216,7 @@ def _study(plan: DemoPlan) -> tuple[Phantom | None, list[Path]]:
 def _send(node: Node, paths: Sequence[Path], watch: Watch) -> None:
     watch("sending", 0.0)
     sent = scu.send(
-        _peer("node", node.port, NODE_AE), paths, lambda done: watch("sending", done / len(paths))
+        local_peer("node", node.port, NODE_AE), paths, lambda done: watch("sending", done / len(paths))
     )
     if not sent.stored or scu.NO_ANSWER in sent.outcomes:
         answers = "; ".join(f"{count} × {scu.outcome_words(what)}" for what, count in sent.outcomes.items())
@@ -225,14 +225,14 @@ def _send(node: Node, paths: Sequence[Path], watch: Watch) -> None:
         )
 
 
-def _peer(name: str, port: int, ae_title: str) -> StoreDestination:
+def local_peer(name: str, port: int, ae_title: str) -> StoreDestination:
     """A peer on this machine as the sender calls it."""
     return StoreDestination(
         name=name, host="127.0.0.1", port=port, ae_title=ae_title, calling_ae_title=SENDER_AE
     )
 
 
-def _wait(node: Node, limit_s: float, watch: Watch) -> list[Job]:
+def wait_for_jobs(node: Node, limit_s: float, watch: Watch) -> list[Job]:
     """The jobs when all of them have ended; raises DemoFailed where the node gives up or time runs out."""
     deadline = time.monotonic() + limit_s
     while True:
@@ -281,7 +281,7 @@ def _share(job: Job) -> float:
 
 def _fetch(ledger: Ledger, job: Job, archive: Archive) -> list[Returned]:
     """The job's series as the archive answers for them; raises DemoFailed where one is missing or wrong."""
-    peer = _peer("archive", archive.port, ARCHIVE_AE)
+    peer = local_peer("archive", archive.port, ARCHIVE_AE)
     expected: dict[str, list[str]] = {}
     labels: dict[str, tuple[str, str]] = {}
     for output in ledger.outputs(job.id):

@@ -19,7 +19,7 @@ from threading import Event
 from config.settings import ArchivePeer, FolderDestination, Settings, StoreDestination
 from engine.bundle import read_bundle
 from engine.errors import EngineError
-from engine.session import open_graphs
+from engine.session import open_graphs, situation
 from node import certificates, scu, watchdog
 from node.audit import syslog, trail
 from node.commitment.report import peer_of
@@ -139,9 +139,10 @@ def _models(settings: Settings, _now: float) -> Found:
 
 def _provider(settings: Settings, _now: float) -> Found:
     for phase, folder in ModelStore(settings).active().items():
-        opened = open_graphs(read_bundle(folder), policy_of(settings.engine))
+        policy = policy_of(settings.engine)
+        opened = open_graphs(read_bundle(folder), policy)
         if opened.fallback is None:
-            yield Level.OK, f"{phase} runs on {opened.provider}", ""
+            yield Level.OK, f"{phase} runs on {situation(opened.provider, policy)}", ""
         else:
             yield Level.WARNING, f"{phase} runs on {opened.provider}: {opened.fallback}", CURES["provider"]
 

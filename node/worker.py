@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -46,6 +47,8 @@ log = structlog.get_logger("node.worker")  # not __name__: the process runs this
 IDLE_S = 0.25
 """Seconds between two looks into the ledger while there is nothing to do."""
 
+WRITERS = 4
+"""Files written at once: what is waited for is the disk's sync, and syncs share one."""
 STALLED_S = 1800.0
 """Seconds without progress after which a job counts as hanging: no tile and no reading takes as long."""
 EXIT_STALLED = 70
@@ -204,11 +207,13 @@ class Worker:
 
     def place(self, job: Job, built: Built) -> list[Output]:
         """Put every dataset into the outbox, whole and safe; the same files again where they are there."""
-        return [
-            self.place_one(job, phase=each.phase, kind=each.kind, ds=ds)
-            for each in built.datasets
-            for ds in each.datasets
-        ]
+        every = [(each, ds) for each in built.datasets for ds in each.datasets]
+        with ThreadPoolExecutor(WRITERS, "outbox") as pool:
+            return list(
+                pool.map(
+                    lambda one: self.place_one(job, phase=one[0].phase, kind=one[0].kind, ds=one[1]), every
+                )
+            )
 
     def place_one(self, job: Job, *, phase: str, kind: str, ds: Dataset) -> Output:
         """One file of the outbox: a folder a series, a file an instance."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
@@ -20,6 +20,9 @@ from train.methods import METHODS, Entry
 from train.prepare.commands import paint, phantoms, prepare
 from train.real import PairsUnusable
 from train.refresh.commands import refresh
+
+if TYPE_CHECKING:
+    from train.cases import Case
 
 EXIT_CONFIG = 78
 EXIT_FAILED = 1
@@ -155,6 +158,22 @@ def evaluate(
         str,
         typer.Option("--labels-are", help="totalsegmentator, phantom, or a file of number, tab, tissue."),
     ] = "totalsegmentator",
+    sweep_steps: Annotated[
+        bool,
+        typer.Option(
+            "--sweep-steps",
+            help="Quality over sampler steps instead, for every sampler that fits the bundle.",
+        ),
+    ] = False,
+    steps: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--steps", min=1, help="Steps of --sweep-steps; may be given again. Default: 1 2 4 8 16."
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Where --sweep-steps writes sweep.json, sweep.md and sweep.png.")
+    ] = Path("build/sweep"),
 ) -> None:
     """Measure bundles on phantoms that were not used in training, beside the source as it is."""
     from config.load import ConfigError  # noqa: PLC0415
@@ -171,9 +190,11 @@ def evaluate(
         if ncct and labels:
             _show_real(ncct, labels, labels_are, folders, policy, as_json)
             return
-        found = evaluation.run(
-            folders, folder_cases(pairs) if pairs else evaluation.phantom_cases(seeds), policy
-        )
+        measured = folder_cases(pairs) if pairs else evaluation.phantom_cases(seeds)
+        if sweep_steps:
+            _sweep(folders, measured, seeds, policy, steps, out, as_json)
+            return
+        found = evaluation.run(folders, measured, policy)
         if picture:
             write_picture(picture, folders, phantom_seed, policy)
     except (ConfigError, BundleInvalid, ProviderMissing) as error:
@@ -207,6 +228,26 @@ def _show_real(
     head, *rows = rows_of(found)
     Console().print(table_of(head, rows))
     typer.echo(found["words"])
+
+
+def _sweep(
+    folders: list[Path],
+    cases: Iterable[Case],
+    seeds: list[int],
+    policy: SessionPolicy,
+    steps: list[int] | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Measure, write the three files, show one of them."""
+    from train import sweep  # noqa: PLC0415
+
+    result = sweep.sweep(
+        folders, cases, policy, steps or sweep.STEPS, lambda text: typer.echo(text, err=True)
+    )
+    result["seeds"] = seeds
+    sweep.write(out, result)
+    typer.echo(json.dumps(result) if as_json else (out / "sweep.md").read_text(encoding="utf-8"))
 
 
 def _load(file: Path, phase: str | None) -> TrainConfig:

@@ -51,6 +51,34 @@ def enhancement(rows: PhaseRows) -> Figure:
     return _grid(rows, _enhancement, "true enhancement, HU", "enhancement, HU")
 
 
+def over_steps(result: Mapping[str, Any]) -> Figure:
+    """Figures of a sweep (``train.sweep``) over sampler steps: a row a phase, a line a sampler."""
+    with _style():
+        phases = result["phases"]
+        figure = Figure(figsize=(10.5, 2.6 * max(1, len(phases)) + 0.3), layout="constrained")
+        axes = figure.subplots(max(1, len(phases)), len(STEP_FIGURES), squeeze=False)
+        for line, (phase, found) in zip(axes, phases.items(), strict=False):
+            for axis, (key, title) in zip(line, STEP_FIGURES.items(), strict=True):
+                for name, sampler in found["samplers"].items():
+                    rows = sampler["rows"]
+                    axis.plot([r["steps"] for r in rows], [r[key] for r in rows], marker="o", label=name)
+                    axis.axvline(sampler["fewest"], color=GREY, linewidth=0.8, linestyle="--")
+                axis.set_xscale("log", base=2)
+                axis.set_xticks(result["steps"], [str(steps) for steps in result["steps"]])
+                axis.set_title(f"{phase}: {title}")
+                axis.set_xlabel("sampler steps")
+            line[0].legend(frameon=False)
+    return figure
+
+
+STEP_FIGURES: Mapping[str, str] = {
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "organ_error_hu": "error of organ means, HU",
+}
+"""Figures of a sweep and what they are called."""
+
+
 def planes(shown: Shown) -> Figure:
     """Source, synthesis, truth and synthesis − truth of one plane."""
     rows, columns = shown.source.shape

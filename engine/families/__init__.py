@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from engine.bundle import Manifest
 from engine.families import s2ldm, translator
 from engine.noise import NoiseField
-from engine.session import Graph
+from engine.session import Runs
 from engine.volume import Float32, Shape3
 
 
@@ -21,7 +21,7 @@ class Family:
 
     inputs: Mapping[str, frozenset[str]]
     """Graph → the names of the inputs it must have."""
-    translate: Callable[[Manifest, Mapping[str, Graph], NoiseField, Float32, Shape3], Float32]
+    translate: Callable[[Manifest, Mapping[str, Runs], NoiseField, Float32, Shape3], Float32]
     """``(manifest, graphs, noise, x, start)`` → x_c: tiles in [-1, 1], ``start`` in model voxels."""
     optional: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Graph → the names of the inputs it may have besides."""

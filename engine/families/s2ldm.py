@@ -9,7 +9,7 @@ import numpy as np
 from engine import samplers
 from engine.bundle import LatentSpec, Manifest, SamplerSpec
 from engine.noise import NoiseField
-from engine.session import Graph
+from engine.session import Runs
 from engine.volume import Float32, Shape3
 
 INPUTS = {
@@ -22,7 +22,7 @@ OPTIONAL = {"denoiser": frozenset({"x"}), "decoder": frozenset({"x"})}
 
 
 def translate(
-    manifest: Manifest, graphs: Mapping[str, Graph], noise: NoiseField, x: Float32, start: Shape3
+    manifest: Manifest, graphs: Mapping[str, Runs], noise: NoiseField, x: Float32, start: Shape3
 ) -> Float32:
     """x_c of one tile, [slice, row, column] in [-1, 1]; S of eq. 3 is 1 in service and so in no graph."""
     latent, sampler = parameters(manifest)

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 from engine.bundle import Manifest
 from engine.noise import NoiseField
-from engine.session import Graph
+from engine.session import Runs
 from engine.volume import Float32, Shape3
 
 INPUTS = {"translator": frozenset({"x"})}
 
 
 def translate(
-    manifest: Manifest, graphs: Mapping[str, Graph], noise: NoiseField, x: Float32, start: Shape3
+    manifest: Manifest, graphs: Mapping[str, Runs], noise: NoiseField, x: Float32, start: Shape3
 ) -> Float32:
     """x_c = T(x), both [slice, row, column] in [-1, 1]; nothing here is random."""
     x_c: Float32 = graphs["translator"](x=x[None, None])[0, 0]

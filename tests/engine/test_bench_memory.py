@@ -19,7 +19,7 @@ def test_the_measure_sees_the_source_the_result_and_little_else(make_bundle: Mak
     memory = measure_memory(bundle.folder, (64, 128, 128), (1.5, 1.2, 1.2), threads=1)
     assert memory.source_bytes == 64 * 128 * 128 * 4
     assert 2 * memory.source_bytes < memory.peak_bytes < 700e6
-    assert set(memory.stages) == {"prepare", "model", "compose"}
+    assert set(memory.stages) == {"body", "resample", "encoder", "denoiser", "decoder", "tiles", "compose"}
     assert sum(memory.stages.values()) <= memory.seconds
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,8 +115,18 @@ def test_a_synthesis_says_how_it_was_made(make_bundle: MakeBundle) -> None:
     assert (synthesis.phase, synthesis.model_id, synthesis.provider) == ("venous", "toy-1", "cpu")
     assert (synthesis.sampler, synthesis.steps) == ("none", 0)
     assert synthesis.model_digest == bundle.digest
-    assert set(synthesis.seconds) == {"prepare", "model", "compose"}
+    assert set(synthesis.seconds) == {"body", "resample", "translator", "tiles", "compose"}
     assert synthesis.findings == ()
+
+
+def test_the_stages_of_a_synthesis_sum_up_to_its_time_and_name_every_graph(make_bundle: MakeBundle) -> None:
+    engine = Engine(make_bundle(), CPU)
+    began = time.perf_counter()
+    seconds = engine.synthesize(patient(), seed=1).seconds
+    took = time.perf_counter() - began
+    assert {"encoder", "denoiser", "decoder"} < set(seconds)
+    assert min(seconds.values()) >= 0
+    assert sum(seconds.values()) <= took
 
 
 def test_coarse_voxels_a_small_body_and_a_lost_gpu_are_found(make_bundle: MakeBundle) -> None:
@@ -204,6 +215,29 @@ def test_tiles_of_nothing_but_air_never_reach_the_graphs(make_bundle: MakeBundle
     plan = plan_for(engine.bundle.manifest, source.hu.shape)
     assert 0 < len(seen) < plan.count
     assert min(x.max() for x in seen) > -1
+
+
+def test_tiles_that_hold_table_and_no_body_never_reach_the_graphs(make_bundle: MakeBundle) -> None:
+    """A trunk with an outstretched arm: below the arm lies a table, in a tile of its own."""
+    geometry = Geometry((14, 160, 200), (3.0, 1.5, 1.5))
+    hu = np.full(geometry.shape, -1000, np.float32)
+    hu[:, 20:140, 20:90] = 40
+    hu[:, 24:44, 90:190] = 40
+    table = (slice(None), slice(120, 128), slice(140, 190))
+    hu[table] = 60
+    engine = Engine(make_bundle("translator", lift=0.1), CPU)
+    graph, seen = engine._graphs["translator"], []
+
+    def counting(x: Float32) -> Float32:
+        seen.append(x)
+        return graph(x=x)
+
+    engine._graphs = {"translator": counting}  # type: ignore[dict-item]
+    made = engine.synthesize(Volume(hu, geometry), seed=1).volume.hu
+    assert seen
+    assert not any((x == (60 - 100) / HALF_RANGE).any() for x in seen)
+    np.testing.assert_array_equal(made[table], hu[table])
+    assert (made[7, 60:100, 40:80] > 60).all()
 
 
 def test_a_model_that_gives_another_shape_fails_the_synthesis(make_bundle: MakeBundle) -> None:

@@ -116,3 +116,11 @@ def test_threads_are_the_policy_s_or_every_core_allowed() -> None:
     assert session_options("cpu", SessionPolicy()).intra_op_num_threads >= 1
     refusing = session_options("cuda", SessionPolicy(refuse_cpu_nodes=True))
     assert refusing.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+
+
+def test_what_runs_is_told_with_what_was_found_and_what_would_be_faster() -> None:
+    words = session.situation("cpu", SessionPolicy(threads=3))
+    assert words.startswith("cpu with 3 threads; ONNX Runtime")
+    assert "NVIDIA driver" in words
+    assert "faster: an NVIDIA GPU" in words
+    assert "faster" not in session.situation("tensorrt", SessionPolicy())

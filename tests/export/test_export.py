@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from engine.pipeline import open_engine
 from engine.session import SessionPolicy
 from engine.volume import Volume
 from export import parity
-from export.bench import compare, rebuild
+from export.bench import compare, graphs, rebuild
 from export.bundle import BundleExists, export_bundle, rounded
 from export.graph import OPSET, weights_of
 from export.parity import ParityExceeded, Tolerance
@@ -110,6 +111,25 @@ def test_every_weight_can_be_read_back(bundle: Path, checkpoint: Path) -> None:
     again = rebuild(read_bundle(bundle))
     x = model.inputs()["encoder"]["x"]
     assert torch.allclose(again.graphs()["encoder"](x), model.graphs()["encoder"](x), atol=1e-2)
+
+
+def test_each_graph_is_measured_beside_torch_with_its_flops(bundle: Path) -> None:
+    measured = graphs(read_bundle(bundle), rounds=1, threads=1)
+    rows, steps = measured["graphs"], read_bundle(bundle).manifest.sampler.steps  # type: ignore[union-attr]
+    assert {name: row["calls"] for name, row in rows.items()} == {
+        "encoder": 1, "denoiser": steps, "decoder": 1,
+    }  # fmt: skip
+    assert measured["flops"] == sum(row["calls"] * row["flops"] for row in rows.values())
+    assert all(row["flops"] > 1e6 and row["peak_share"] > 0 for row in rows.values())
+
+
+def test_who_cannot_run_the_graphs_is_told_with_the_reason(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    measured = compare(bundle, tiles=1, rounds=1, threads=1, others=("openvino",))
+    assert "openvino" in measured["openvino_s"]
+    assert {"engine_s", "torch_s", "ratio", "provider", "machine"} <= measured.keys()
 
 
 def test_full_weights_make_a_larger_and_closer_bundle(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -1,0 +1,166 @@
+"""What `make bench` measures, into docs/benchmarks.json; `docs/generate.py` makes the tables of it.
+
+Commands run one after the other as processes, so that each measures a machine that does nothing else. What is
+finished is kept: `python -m docs.benchmarks job` measures one of them again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).resolve().with_suffix(".json")
+COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "receive": ("receive",),
+    "engine": ("engine", "--full"),
+    "job": ("job",),
+    "journey": ("journey",),
+}
+"""Key of the file → arguments of ``s2node bench``."""
+H100_FP32_FLOPS = 67e12
+"""NVIDIA's data sheet of the H100 SXM, fp32 without tensor cores: what the engine's fp32 graphs run on."""
+GB = 1e9
+JOB_LIMIT_S, MEMORY_LIMIT_GB, LINEAR_LIMIT, OUTSIDE_LIMIT, OWN_LIMIT_S = 120.0, 2.0, 2.1, 0.10, 3.0
+"""What is aimed at for 200 slices on two cores; time of 400 against 200 slices."""
+
+Table = tuple[Sequence[str], list[tuple[str, ...]]]
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    """Run the commands named, or all, and write their JSON."""
+    found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+    for key in arguments or COMMANDS:
+        command = [sys.executable, "-m", "node.cli", "bench", *COMMANDS[key], "--json"]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found[key] = json.loads(done.stdout)
+        found[key]["load"] = round(os.getloadavg()[0], 1)
+        FILE.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def tables(found: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
+    """Heading and table of everything that was measured."""
+    yield "Against what is aimed at", (("aim", "measured", "reached"), list(_aims(found)))
+    if "engine" in found:
+        yield "The same graphs, one tile", _contestants(found["engine"])
+        yield "Each graph", _graphs(found["engine"])
+    if "job" in found:
+        yield "A series from files to files, one phase", _jobs(found["job"])
+        yield "Stages, seconds", _stages(found["job"])
+    if "journey" in found:
+        yield "A node, from the last C-STORE to the last slice back", _journey(found["journey"])
+    if "engine" in found and "job" in found:
+        yield "On an H100: an estimate, not measured", _estimate(found["engine"], found["job"])
+
+
+def _aims(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    if "engine" in found:
+        ratio = found["engine"]["ratio"]
+        yield _aim("engine at most 1.0 × torch eager", f"{ratio:.2f} ×", ratio <= 1)
+    jobs = {row["slices"]: row for row in found.get("job", {}).get("jobs", ())}
+    if 200 in jobs:
+        job, gb = jobs[200], jobs[200]["peak_bytes"] / GB
+        yield _aim("200 slices in at most 120 s", f"{job['seconds']:.0f} s", job["seconds"] <= JOB_LIMIT_S)
+        yield _aim("200 slices in at most 2 GB", f"{gb:.2f} GB", gb <= MEMORY_LIMIT_GB)
+        share = job["outside_share"]
+        yield _aim("at most 10 % outside the graphs", f"{share:.1%}", share <= OUTSIDE_LIMIT)
+        if 400 in jobs:
+            times = jobs[400]["seconds"] / job["seconds"]
+            yield _aim("400 slices at most 2.1 × 200", f"{times:.2f} ×", times <= LINEAR_LIMIT)
+    if "journey" in found:
+        own = found["journey"]["own_s"]
+        yield _aim("node's own time at most 3 s", f"{own:.1f} s", own <= OWN_LIMIT_S)
+
+
+def _aim(name: str, value: str, is_reached: bool) -> tuple[str, str, str]:
+    return (name, value, "yes" if is_reached else "no")
+
+
+def _contestants(engine: Mapping[str, Any]) -> Table:
+    rows = []
+    for key, name in CONTESTANTS.items():
+        value = engine.get(key, "not tried")
+        if isinstance(value, str):
+            rows.append((name, value, ""))
+        else:
+            rows.append((name, f"{value:.3f} s", f"{value / engine['torch_s']:.2f}"))
+    return ("", "a tile", "× torch eager"), rows
+
+
+CONTESTANTS: Mapping[str, str] = {
+    "engine_s": "engine (ONNX Runtime)",
+    "torch_s": "torch eager",
+    "torch_compile_s": "torch.compile",
+    "openvino_s": "OpenVINO",
+}
+
+
+def _graphs(engine: Mapping[str, Any]) -> Table:
+    columns = ("graph", "calls a tile", "GFLOP a call", "engine s", "torch s", "ratio", "of the matrix peak")
+    rows = [
+        (
+            name,
+            str(row["calls"]),
+            f"{row['flops'] / GB:.1f}",
+            f"{row['engine_s']:.3f}",
+            f"{row['torch_s']:.3f}",
+            f"{row['ratio']:.2f}",
+            f"{row['peak_share']:.0%}",
+        )
+        for name, row in engine.get("graphs", {}).items()
+    ]
+    return columns, rows
+
+
+def _jobs(job: Mapping[str, Any]) -> Table:
+    rows = [
+        (
+            f"{job['side']}×{job['side']}×{row['slices']}",
+            str(row["tiles"]),
+            f"{row['seconds']:.1f} s",
+            f"{row['peak_bytes'] / GB:.2f} GB",
+            f"{row['outside_s']:.1f} s",
+            f"{row['outside_share']:.1%}",
+        )
+        for row in job["jobs"]
+    ]
+    return ("volume", "tiles", "time", "peak memory", "outside the graphs", "share"), rows
+
+
+def _stages(job: Mapping[str, Any]) -> Table:
+    names = list(dict.fromkeys(name for row in job["jobs"] for name in row["stages"]))
+    rows = [(name, *(f"{row['stages'].get(name, 0):.2f}" for row in job["jobs"])) for name in names]
+    return ("stage", *(f"{row['slices']} slices" for row in job["jobs"])), rows
+
+
+def _journey(journey: Mapping[str, Any]) -> Table:
+    rows = [
+        ("slices sent", str(journey["slices"])),
+        ("slices back", f"{journey['instances_back']} ({', '.join(journey['phases'])})"),
+        ("last C-STORE to last slice back", f"{journey['seconds']:.1f} s"),
+        ("of these quiet time", f"{journey['quiet_s']:.1f} s"),
+        ("of these graphs", f"{journey['graphs_s']:.1f} s"),
+        ("the node's own", f"{journey['own_s']:.1f} s"),
+        *((f"{state} after", f"{seconds:.1f} s") for state, seconds in journey["reached_s"].items()),
+    ]
+    return ("", "measured"), rows
+
+
+def _estimate(engine: Mapping[str, Any], job: Mapping[str, Any]) -> Table:
+    """FLOPs of a job over the data sheet's fp32 peak, at the share of its peak that this CPU reaches."""
+    share = engine["flops"] / engine["engine_s"] / engine["peak_flops"]
+    rows = []
+    for row in job["jobs"]:
+        flops = row["tiles"] * engine["flops"]
+        for reached in (min(1.0, share), 0.1):
+            seconds = flops / (H100_FP32_FLOPS * reached)
+            rows.append((str(row["slices"]), f"{flops / 1e12:.1f}", f"{reached:.0%}", f"{seconds:.2f} s"))
+    return ("slices", "TFLOP", "share of 67 TFLOP/s", "graphs, one phase (estimate)"), rows
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

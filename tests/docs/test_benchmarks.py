@@ -1,0 +1,60 @@
+"""The page of benchmarks says what was measured, and marks what was not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from docs.benchmarks import tables
+from docs.generate import PARTS
+
+ENGINE: dict[str, Any] = {
+    "engine_s": 0.5, "torch_s": 1.0, "torch_compile_s": 0.8, "openvino_s": "ModuleNotFoundError: none",
+    "ratio": 0.5, "machine": "m", "model_id": "toy", "flops": 34e9, "peak_flops": 100e9,
+    "graphs": {"encoder": {
+        "calls": 1, "flops": 6e9, "engine_s": 0.1, "torch_s": 0.2, "ratio": 0.5, "peak_share": 0.6,
+    }},
+}  # fmt: skip
+STAGES = {"read": 1.0, "encoder": 2.0}
+
+
+def job(slices: int, seconds: float) -> dict[str, Any]:
+    return {
+        "slices": slices, "tiles": 84, "seconds": seconds, "peak_bytes": 1.5e9, "stages": STAGES,
+        "outside_s": 1.0, "outside_share": 0.05,
+    }  # fmt: skip
+
+
+JOBS: dict[str, Any] = {
+    "machine": "m", "model_id": "toy", "side": 512, "jobs": [job(200, 60.0), job(400, 130.0)],
+}  # fmt: skip
+
+
+def test_aims_are_judged_by_what_was_measured() -> None:
+    found = dict(tables({"engine": ENGINE, "job": JOBS}))
+    _, rows = found["Against what is aimed at"]
+    assert {name: reached for name, _, reached in rows} == {
+        "engine at most 1.0 × torch eager": "yes",
+        "200 slices in at most 120 s": "yes",
+        "200 slices in at most 2 GB": "yes",
+        "at most 10 % outside the graphs": "yes",
+        "400 slices at most 2.1 × 200": "no",
+    }
+
+
+def test_who_could_not_run_is_named_with_the_reason() -> None:
+    _, rows = dict(tables({"engine": ENGINE}))["The same graphs, one tile"]
+    assert ("OpenVINO", "ModuleNotFoundError: none", "") in rows
+    assert ("engine (ONNX Runtime)", "0.500 s", "0.50") in rows
+
+
+def test_what_was_not_measured_is_called_an_estimate() -> None:
+    headings = [heading for heading, _ in tables({"engine": ENGINE, "job": JOBS})]
+    assert [heading for heading in headings if "H100" in heading] == ["On an H100: an estimate, not measured"]
+
+
+def test_the_page_names_machine_and_model() -> None:
+    assert "Machine:" in PARTS["benchmarks"]()
