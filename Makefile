@@ -10,13 +10,14 @@ OUT    ?= build/demo
 SEED   ?=
 KILLS  ?= 1000
 MUTANTS ?= 20000
+MINUTES ?= 120
 # First of the seeds that no training uses.
 HELD_OUT ?= 9000
 
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench models faults fuzz picture metrics docs constraints clean
+.PHONY: help demo test check lint bench models faults fuzz soak picture metrics real docs constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -56,10 +57,13 @@ bench: $(VENV)/.full ## engine against torch, whole series, a node: figures to d
 
 # The full forms write their figures to docs/faults/; `make docs` puts them into docs/faults.md.
 faults: $(VENV)/.full ## kill -9, full and failing disks, wrong clocks, bad peers: what is lost? (KILLS=1000)
-	S2NODE_FAULTS=full S2NODE_KILLS=$(KILLS) $(BIN)/python -m pytest tests/faults -q -k 'not fuzz'
+	S2NODE_FAULTS=full S2NODE_KILLS=$(KILLS) $(BIN)/python -m pytest tests/faults -q -k 'not fuzz and not soak'
 
 fuzz: $(VENV)/.full ## mutated instances through receive, intake and reader (MUTANTS=20000)
 	S2NODE_FAULTS=full S2NODE_MUTANTS=$(MUTANTS) $(BIN)/python -m pytest tests/faults/test_fuzz.py -q
+
+soak: $(VENV)/.full ## hours of mixed load at 80 % of capacity with kills and outages; draws docs/images/soak.png (MINUTES=120)
+	S2NODE_FAULTS=full S2NODE_MINUTES=$(MINUTES) $(BIN)/python -m pytest tests/faults/test_soak.py -q
 
 models: $(VENV)/.full ## train the shipped models again, on phantoms (two cores; goes on where it was stopped)
 	$(BIN)/python -m export.rebuild_demo --runs runs/demo
@@ -68,8 +72,14 @@ picture: demo ## the demo's picture as the README shows it
 	cp '$(OUT)/overview.png' docs/images/demo.png
 
 metrics: $(VENV)/.full ## measure the shipped models on phantoms that no training has seen
+	mkdir -p build
 	$(BIN)/s2node evaluate --phantom-seed $(HELD_OUT) --cases 20 --json > build/metrics.json
 	cp build/metrics.json docs/metrics.json
+
+real: $(VENV)/.full ## organs of a real labelled scan before and after (NCCT=FILE LABELS=FILE); only means are kept
+	mkdir -p build
+	$(BIN)/s2node evaluate --ncct '$(NCCT)' --labels '$(LABELS)' --json > build/real-ct.json
+	cp build/real-ct.json docs/real-ct.json
 
 docs: $(VENV)/.full ## rewrite the generated parts of docs/
 	$(BIN)/python -m docs.generate

@@ -536,7 +536,7 @@ class RetentionSettings(Frozen):
     identity_days: Days = 0.0
     """Patient and study of purged jobs, which the node keeps (no pixels) for a recall."""
     check_s: Seconds = 3600.0
-    """Seconds between two looks for what is old enough."""
+    """Seconds between two looks for what is old enough, and for made files that no job has."""
 
 
 class LogSettings(Frozen):

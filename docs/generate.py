@@ -200,6 +200,9 @@ def _aim_rows(phases: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         change = row["mean_change_hu"]
         name = f"{phase}: fat, bone, air and muscle changed by less than 10 HU"
         yield _aim(name, f"{change:+.1f} HU ({tissue})", abs(change) < 10)
+    for found in phases.values():
+        for bar in found.get("bars", ()):
+            yield _aim(bar["aim"], bar["measured"], bar["reached"])
 
 
 def _aim(name: str, value: str, is_reached: bool) -> tuple[str, str, str]:
@@ -272,7 +275,7 @@ FAULTS = DOCS / "faults"
 
 
 def fault_tables() -> str:
-    """What the full forms of the fault experiments counted, one table an experiment."""
+    """What the full forms of the fault experiments counted, one table an experiment, and what they drew."""
     found = [
         (path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(FAULTS.glob("*.json"))
     ]
@@ -281,14 +284,44 @@ def fault_tables() -> str:
         + markdown_table(
             ("counted", "figure"), [(key, _words(value)) for key, value in row["figures"].items()]
         )
+        + _picture_of(name)
         for name, row in found
     )
+
+
+def _picture_of(experiment: str) -> str:
+    """The picture that an experiment drew, if it draws one."""
+    path = DOCS / "images" / f"{experiment}.png"
+    return f"\n\n![{experiment}](images/{path.name})" if path.exists() else ""
 
 
 def _words(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {inner}" for key, inner in value.items())
     return str(value)
+
+
+REAL = DOCS / "real-ct.json"
+
+
+def real_table() -> str:
+    """What `make real` measured on a real scan: models, table, paragraph."""
+    from train.real_report import rows_of  # noqa: PLC0415 - only this part needs the extra
+
+    found = json.loads(REAL.read_text(encoding="utf-8"))
+    scan = found["scan"]
+    head, *rows = rows_of(found)
+    models = ", ".join(f"`{m['model_id']}` ({m['model_digest'][:12]})" for m in found["models"].values())
+    grid = " × ".join(map(str, scan["shape"]))
+    spacing = " × ".join(f"{mm:g}" for mm in scan["spacing_mm"])
+    return "\n\n".join(
+        [
+            f"{models}, on {grid} voxels of {spacing} mm;"
+            f" the body's cross-section is {scan['relative_size']:g} of a typical one.",
+            markdown_table(head, rows),
+            found["words"],
+        ]
+    )
 
 
 def benchmark_tables() -> str:
@@ -321,6 +354,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "settings": settings_tables,
     "metrics": metrics_tables,
     "faults": fault_tables,
+    "real-ct": real_table,
 }
 """What stands between the markers of a page."""
 
@@ -333,7 +367,14 @@ def page(path: Path) -> str:
     return MARKER.sub(lambda found: f"{found[1]}\n{PARTS[found['name']]()}\n\n{found[3]}", text)
 
 
-PAGES = ("command-reference.md", "administrators-guide.md", "model-card.md", "faults.md", "benchmarks.md")
+PAGES = (
+    "command-reference.md",
+    "administrators-guide.md",
+    "model-card.md",
+    "faults.md",
+    "real-ct.md",
+    "benchmarks.md",
+)
 """Pages with generated parts."""
 
 

@@ -17,10 +17,10 @@ import numpy as np
 
 from engine.volume import Float32, Vec3
 
-RADIUS_MM = 3.0
-"""Half the width of the guided filter's box."""
-EPSILON_HU2 = 400.0
-"""Variance of D(ẑ) in a box that counts as flat: (20 HU)², above a decoder's texture, below an edge."""
+RADIUS_MM = 2.0
+"""Half the width of the guided filter's box: wide enough for grain, narrower than a vein in the liver."""
+EPSILON_HU2 = 25.0
+"""Variance of D(ẑ) in a box that counts as flat: (5 HU)², above a decoder's texture, below an edge."""
 SLAB = 24
 """Slices filtered at a time, or more where the boxes reach further."""
 

@@ -26,11 +26,10 @@ from engine.errors import BundleInvalid, ProviderMissing
 from engine.session import SessionPolicy, cpu_threads, open_graphs, session_options
 from engine.volume import Float32
 from export.graph import OPSET, weights_of
-from export.s2ldm import SOFT, Model
+from export.s2ldm import Model, as_wide_as
 from train.cli import EXIT_CONFIG
 from train.config import TrainConfig
 from train.evaluate import active_bundles
-from train.s2ldm.autoencoder import SyncreticAutoencoder
 from train.s2ldm.denoiser import Denoiser
 
 Run = Callable[..., Float32]
@@ -248,8 +247,7 @@ def rebuild(bundle: Bundle) -> Model:
     """
     config = TrainConfig.model_validate(bundle.manifest.run["config"])
     found = {name: _weights(bundle, name) for name in ("encoder", "denoiser", "decoder")}
-    window = config.soft_window if f"autoencoder.{SOFT}" in found["decoder"] else None
-    autoencoder = SyncreticAutoencoder(config.autoencoder, window)
+    autoencoder = as_wide_as(config, {name.removeprefix("autoencoder.") for name in found["decoder"]})
     _fill(bundle, autoencoder, found["encoder"] | found["decoder"], "autoencoder.")
     denoiser = Denoiser(config, bundle.manifest.phase)
     _fill(bundle, denoiser, found["denoiser"], "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +21,8 @@ from train.s2ldm.quantizer import VectorQuantizer
 
 STAGE = "diffusion"
 JOINT = "joint"
-SOFT = "exit.soft.weight"
-"""What only an exit with a soft window has."""
+SOFT, FINE = "exit.soft.weight", "exit.fine.layers.0.weight"
+"""What only an exit that stage 3 has widened has."""
 
 
 class EncoderGraph(nn.Module):
@@ -151,10 +151,16 @@ def part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def build_autoencoder(config: TrainConfig, weights: Mapping[str, Tensor]) -> SyncreticAutoencoder:
     """Stage 1's network with ``weights``, widened where stage 3 has widened it; strict."""
-    window = config.soft_window if SOFT in weights else None
-    autoencoder = SyncreticAutoencoder(config.autoencoder, window)
+    autoencoder = as_wide_as(config, weights)
     autoencoder.load_state_dict(weights)
     return autoencoder.requires_grad_(False).eval()
+
+
+def as_wide_as(config: TrainConfig, names: Container[str]) -> SyncreticAutoencoder:
+    """Stage 1's network with what stage 3 has added to it, if its weights are among ``names``."""
+    window = config.soft_window if SOFT in names else None
+    fine_blocks = config.joint.fine_blocks if FINE in names else 0
+    return SyncreticAutoencoder(config.autoencoder, window, fine_blocks)
 
 
 def build_denoiser(config: TrainConfig, weights: Mapping[str, Tensor]) -> Denoiser:

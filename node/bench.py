@@ -1,11 +1,13 @@
 """How fast the node receives: instances per second kept durably, beside the same SCP that throws them away.
 
-One association, slices of 512×512, the sender in a process of its own, the two SCPs in turn within one run:
-what the machine and the network stack cost is in both figures, so their ratio is what keeping costs.
+Slices of 512×512, over one association and over four, each sender a process of its own, the two SCPs in turn
+within one run: what the machine and the network stack cost is in both figures, so their ratio is what keeping
+costs.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import socket
@@ -14,9 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -44,6 +49,8 @@ from node.uids import IMPLEMENTATION_CLASS_UID
 
 SLICES = 150
 ROUNDS = 5
+ASSOCIATIONS = 4
+"""How many there are at once in the second half of each round."""
 SIDE = 512
 PRIVATE_ELEMENTS = 120
 """With these a header has about as many elements as a scanner's."""
@@ -60,42 +67,70 @@ PATIENCE_S = 300.0
 """Seconds a round may take."""
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Instances per second of one round: kept and thrown away, over one association and over four in all."""
+
+    kept: float
+    thrown: float
+    kept_of_four: float
+    thrown_of_four: float
+
+
 def bench_receive(
     folder: Path = Path("build"), slices: int = SLICES, rounds: int = ROUNDS
 ) -> dict[str, object]:
-    """Medians over ``rounds`` of ``slices`` instances; ``folder`` says which disk is meant.
+    """Medians over ``rounds`` of ``slices`` instances each; ``folder`` says which disk is meant.
 
     ``ratio`` is the median of the rounds' own ratios: durable and throwing away, one right after the other.
+    ``four_associations`` are totals, of a series each.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="bench-receive-") as name:
-        source = Path(name) / "slices"
-        write_slices(source, slices)
-        pairs = [
-            (_durable_rate(source, Path(name) / f"data{round_}", slices), _throwaway_rate(source, slices))
-            for round_ in range(rounds)
-        ]
+        sources = [Path(name) / f"slices{number}" for number in range(1 + ASSOCIATIONS)]
+        write_slices(sources[0], slices)
+        for number, source in enumerate(sources[1:], 1):
+            write_slices(source, math.ceil(slices / ASSOCIATIONS), f"2.25.1{number}")
+        measured = [_round(sources, Path(name) / f"data{number}") for number in range(rounds)]
     return {
-        "instances_per_second": round(statistics.median(durable for durable, _ in pairs), 1),
-        "throwaway_instances_per_second": round(statistics.median(thrown for _, thrown in pairs), 1),
-        "ratio": round(statistics.median(durable / thrown for durable, thrown in pairs), 3),
+        "instances_per_second": _median(one.kept for one in measured),
+        "throwaway_instances_per_second": _median(one.thrown for one in measured),
+        "ratio": round(statistics.median(one.kept / one.thrown for one in measured), 3),
+        "four_associations": {
+            "instances_per_second": _median(one.kept_of_four for one in measured),
+            "throwaway_instances_per_second": _median(one.thrown_of_four for one in measured),
+        },
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
     }
 
 
-def write_slices(folder: Path, slices: int) -> None:
+def _median(figures: Iterable[float]) -> float:
+    return round(statistics.median(figures), 1)
+
+
+def _round(sources: Sequence[Path], data_dir: Path) -> Round:
+    one, four = sources[:1], sources[1:]
+    return Round(
+        kept=_durable_rate(one, data_dir / "one"),
+        thrown=_throwaway_rate(one),
+        kept_of_four=_durable_rate(four, data_dir / "four"),
+        thrown_of_four=_throwaway_rate(four),
+    )
+
+
+def write_slices(folder: Path, slices: int, series_instance_uid: str = "2.25.1") -> None:
     """CT slices of about 527 kB each in ``folder``, one series."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(1)
     for number in range(slices):
-        path = folder / f"{number:04}.dcm"
-        path.write_bytes(_file_of(_slice(number, rng.integers(-1000, 2000, (SIDE, SIDE), dtype=np.int16))))
+        stored = rng.integers(-1000, 2000, (SIDE, SIDE), dtype=np.int16)
+        (folder / f"{number:04}.dcm").write_bytes(_file_of(_slice(series_instance_uid, number, stored)))
 
 
-def _slice(number: int, stored: np.ndarray[tuple[int, ...], np.dtype[np.int16]]) -> Dataset:
+def _slice(series: str, number: int, stored: np.ndarray[tuple[int, ...], np.dtype[np.int16]]) -> Dataset:
     ds = Dataset()
-    ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, f"2.25.1.{number}"
-    ds.StudyInstanceUID, ds.SeriesInstanceUID = "2.25.2", "2.25.1"
+    ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, f"{series}.{number}"
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = "2.25.2", series
     ds.Modality, ds.PatientID, ds.InstanceNumber = "CT", "BENCH", number
     block = ds.private_block(0x0019, "S2NODE BENCH", create=True)
     for offset in range(PRIVATE_ELEMENTS):
@@ -115,35 +150,71 @@ def _file_of(ds: Dataset) -> bytes:
     return head + out.getvalue()
 
 
-def _durable_rate(source: Path, data_dir: Path, slices: int) -> float:
+def _durable_rate(sources: Sequence[Path], data_dir: Path) -> float:
     spool = Spool(data_dir)
     with Ledger(data_dir / "ledger.sqlite3") as ledger:
-        rate = _rate(source, slices, Receiver(spool, ledger, MOST_BYTES, time.time).take)
-        [job] = ledger.jobs()
-    if job.instances != slices:
-        raise RuntimeError(f"{slices} instances were sent and {job.instances} were kept")
-    return rate
+        found = rate(sources, Receiver(spool, ledger, MOST_BYTES, time.time).take)
+        kept = sum(job.instances for job in ledger.jobs())
+    sent = _slices_in(sources)
+    if kept != sent:
+        raise RuntimeError(f"{sent} instances were sent and {kept} were kept")
+    return found
 
 
-def _throwaway_rate(source: Path, slices: int) -> float:
-    return _rate(source, slices, lambda arrival: Answer(SUCCESS))
+def _throwaway_rate(sources: Sequence[Path]) -> float:
+    return rate(sources, throw_away)
 
 
-def _rate(source: Path, slices: int, store: Callable[[Arrival], Answer]) -> float:
-    """Instances per second from the first request to the last answer, as the sender sees it."""
+def throw_away(arrival: Arrival) -> Answer:
+    """Hear all of it and keep nothing."""
+    if not isinstance(arrival.data, memoryview):
+        for _ in arrival.data:
+            pass
+    return Answer(SUCCESS)
+
+
+def _slices_in(sources: Sequence[Path]) -> int:
+    return sum(len(list(source.iterdir())) for source in sources)
+
+
+def rate(sources: Sequence[Path], store: Callable[[Arrival], Answer]) -> float:
+    """Instances per second from the first request to the last answer, as the senders see it: one a source."""
     listener = Listener(ListenSettings(port=_free_port()), store, MOST_BYTES)
     listener.start()
     try:
-        sender = subprocess.run(
-            [sys.executable, "-m", "node.bench", str(listener.port), str(source)],
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-            timeout=PATIENCE_S,
-        )
+        with ExitStack() as stack:
+            senders = [stack.enter_context(_sender(listener.port, source)) for source in sources]
+            for sender in senders:
+                _line_of(sender)  # it is ready
+            for sender in senders:
+                _begin(sender)
+            spans = [[float(word) for word in _line_of(sender).split()] for sender in senders]
     finally:
         listener.stop()
-    return slices / float(sender.stdout)
+    return _slices_in(sources) / (max(end for _, end in spans) - min(start for start, _ in spans))
+
+
+def _sender(port: int, source: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "node.bench", str(port), str(source)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _begin(sender: subprocess.Popen[str]) -> None:
+    begin = cast(IO[str], sender.stdin)
+    begin.write("\n")
+    begin.flush()
+
+
+def _line_of(sender: subprocess.Popen[str]) -> str:
+    """What the sender says next; raises RuntimeError where it came to an end instead."""
+    line = cast(IO[str], sender.stdout).readline()
+    if not line:
+        raise RuntimeError("a sender failed")
+    return line
 
 
 def _free_port() -> int:
@@ -152,26 +223,29 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def send_timed(port: int, folder: Path) -> float:
-    """Seconds to send every file of ``folder`` over one association and hear success for each.
+def send_timed(
+    port: int, folder: Path, wait_for_others: Callable[[], object] = lambda: None
+) -> tuple[float, float]:
+    """Send every file of ``folder`` over one association and hear success for each; when it began and ended.
 
-    Opening the association and encoding are not counted. No library sends here: what is measured is the SCP,
-    and a library's SCU would wait for its own threads.
+    The times are of the machine's monotonic clock. Opening the association and encoding are not counted. No
+    library sends here: what is measured is the SCP, and a library's SCU would wait for its own threads.
     """
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as peer:
         peer.sendall(_association_request())
         if _read_pdu(peer)[0] != ASSOCIATE_AC:
             raise RuntimeError("the association was not accepted")
         messages = [_store_request(number, path) for number, path in enumerate(sorted(folder.iterdir()), 1)]
-        started = time.perf_counter()
+        wait_for_others()
+        started = time.monotonic()
         for message in messages:
             peer.sendall(message)
             if SUCCESS_ELEMENT not in _read_pdu(peer):
                 raise RuntimeError("an instance was not answered with success")
-        seconds = time.perf_counter() - started
+        ended = time.monotonic()
         peer.sendall(A_RELEASE_RQ().encode())
         _read_pdu(peer)
-    return seconds
+    return started, ended
 
 
 def _association_request() -> bytes:
@@ -222,5 +296,13 @@ def _read(peer: socket.socket, count: int) -> bytes:
     return data
 
 
+def _ready() -> str:
+    """Say so, and wait for the word to begin."""
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    return sys.stdin.readline()
+
+
 if __name__ == "__main__":
-    sys.stdout.write(f"{send_timed(int(sys.argv[1]), Path(sys.argv[2]))}\n")
+    span = send_timed(int(sys.argv[1]), Path(sys.argv[2]), _ready)
+    sys.stdout.write(f"{span[0]} {span[1]}\n")

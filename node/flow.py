@@ -3,7 +3,7 @@
 ::
 
     PACS ──C-STORE──> scp            checks the peer, the UIDs' form and the free space
-                      spool.place    received bytes as they are: temp file, fsync, rename, fsync folder
+                      spool.place    received bytes, written as they come: link, fsync of file and folder
                       ledger         one transaction; only then 0x0000 goes back
     complete lanes ─> pull           does its archive hold more of it? then that comes too
     settle lane ────> settle         quiet time and regular geometry            RECEIVING -> SETTLED

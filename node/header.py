@@ -99,13 +99,28 @@ class Header:
     marks: Dataset
 
 
+def header_within(beginning: memoryview, transfer_syntax_uid: str) -> Header | None:
+    """The header of a data set of which this is the beginning, None where more of it has to be seen.
+
+    What is found is what :func:`read_header` finds in the whole: it too stops behind group 0071.
+    """
+    try:
+        return _read(beginning, transfer_syntax_uid, is_whole=False)
+    except HeaderRefused:  # perhaps only because it ends early
+        return None
+
+
 def read_header(data: memoryview, transfer_syntax_uid: str) -> Header:
     """The header of an encoded data set (no preamble, no file meta); raises HeaderRefused."""
+    return _read(data, transfer_syntax_uid, is_whole=True)
+
+
+def _read(data: memoryview, transfer_syntax_uid: str, *, is_whole: bool) -> Header:
     encoding = ENCODINGS.get(transfer_syntax_uid, EXPLICIT_LITTLE)
     try:
         if transfer_syntax_uid in DEFLATED:
             data = memoryview(zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, MAX_INFLATED_BYTES))
-        uids, marks = _uids_and_marks(data, encoding)
+        uids, marks = _uids_and_marks(data, encoding, is_whole=is_whole)
     except (OSError, *tags.PARSE_ERRORS) as error:  # OSError: pydicom's word for data that end early
         raise HeaderRefused("the header cannot be parsed") from error
     for tag, keyword in UID_KEYWORDS.items():
@@ -120,10 +135,12 @@ def read_header(data: memoryview, transfer_syntax_uid: str) -> Header:
     )
 
 
-def _uids_and_marks(data: memoryview, encoding: Encoding) -> tuple[dict[int, str], Dataset]:
+def _uids_and_marks(
+    data: memoryview, encoding: Encoding, *, is_whole: bool
+) -> tuple[dict[int, str], Dataset]:
     uids: dict[int, str] = {}
     marks = BytesIO()
-    for tag, start, value, end in _wanted(data, encoding):
+    for tag, start, value, end in _wanted(data, encoding, is_whole=is_whole):
         if tag in UID_KEYWORDS:
             uids[tag] = str(data[value:end], "ascii").strip(" \x00")
         else:
@@ -142,8 +159,11 @@ class Element(NamedTuple):
     length: int
 
 
-def _wanted(data: memoryview, encoding: Encoding) -> Iterator[tuple[int, int, int, int]]:
-    """The wanted top-level elements: tag, where it begins, where its value begins, where it ends."""
+def _wanted(data: memoryview, encoding: Encoding, *, is_whole: bool) -> Iterator[tuple[int, int, int, int]]:
+    """The wanted top-level elements: tag, where it begins, where its value begins, where it ends.
+
+    Raises HeaderRefused where data that are not the whole end before one knows that there are no more.
+    """
     at, size, head = 0, len(data), encoding.short_head
     short_vrs: frozenset[bytes] = frozenset() if encoding.is_implicit else SHORT_VRS
     while at + 8 <= size:
@@ -162,6 +182,8 @@ def _wanted(data: memoryview, encoding: Encoding) -> Iterator[tuple[int, int, in
             if at - value > MAX_WANTED_BYTES:
                 raise HeaderRefused("an element of the header is too long")
             yield tag, start, value, at
+    if not is_whole:
+        raise HeaderRefused("the header does not end here")
 
 
 def _element_at(data: memoryview, at: int, encoding: Encoding) -> Element:

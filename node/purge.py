@@ -112,9 +112,29 @@ def purge_quarantine(ledger: Ledger, spool: Spool, before: float, clock: Callabl
     return Tally(len(sizes), sum(sizes))
 
 
+def remove_strays(ledger: Ledger, spool: Spool, beat: Callable[[], None]) -> int:
+    """Remove files of the outbox that no row of the ledger names; how many.
+
+    They are of results that were being placed when their worker was killed, or a late slice superseded their
+    job. Nobody is between placing and recording under ``spool.removing()``. What was received is never a
+    stray: somebody may have been promised it.
+    """
+    removed = 0
+    for series_instance_uid, paths in spool.made():
+        beat()
+        if paths <= ledger.made_files(series_instance_uid):
+            continue
+        with spool.removing():
+            removed += sum(spool.remove(path) > 0 for path in paths - ledger.made_files(series_instance_uid))
+    return removed
+
+
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What the settings let go by itself, on the node's clock. ``beat`` is called at signs of life."""
+    """What goes by itself: strays, and what the settings let go, on the node's clock.
+
+    ``beat`` is called at signs of life.
+    """
 
     settings: RetentionSettings
     ledger: Ledger
@@ -123,7 +143,10 @@ class Retention:
     beat: Callable[[], None]
 
     def run(self) -> None:
-        """Remove what has grown old."""
+        """Remove what nobody knows of and what has grown old."""
+        strays = remove_strays(self.ledger, self.spool, self.beat)
+        if strays:
+            log.info("strays removed", files=strays)
         for state, days in days_of(self.settings).items():
             gone = purge(self.ledger, self.spool, [state], self.before(days), self.clock, self._tick)
             if gone:
@@ -156,8 +179,3 @@ def days_of(settings: RetentionSettings) -> dict[State, float]:
         State.SUPERSEDED: settings.superseded_days,
     }
     return {state: number for state, number in days.items() if number > 0}
-
-
-def removes_anything(settings: RetentionSettings) -> bool:
-    """Whether the settings let anything go by itself."""
-    return bool(days_of(settings) or settings.quarantine_days or settings.identity_days)

@@ -1,7 +1,8 @@
-"""One received instance, from its last byte to the answer: the answer is success only once it is safe.
+"""One received instance, from its first byte to the answer: the answer is success only once it is safe.
 
-Bytes are kept as they came: a preamble and file meta information are put before them, nothing is decoded or
-encoded again. What cannot be kept is refused with the status the standard has for it, and a reason.
+Bytes are kept as they came, and while they come: a preamble and file meta information are put before them,
+nothing is decoded or encoded again. What cannot be kept is refused with the status the standard has for it,
+and a reason.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import mmap
 import sqlite3
 import struct
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
@@ -18,10 +19,10 @@ from typing import BinaryIO, Final
 import structlog
 
 from node.errors import NodeError
-from node.header import DEFLATED, Header, HeaderRefused, read_header
+from node.header import DEFLATED, Header, HeaderRefused, header_within, read_header
 from node.ledger import Ledger, LedgerUnusable, ReceivedInstance, SetAside
 from node.loopguard import is_own
-from node.spool import Draft, NameRefused, Placed, Spool, SpoolFull, inbox_name
+from node.spool import Chunk, Draft, NameRefused, Placed, Spool, SpoolFull, inbox_name
 from node.states import State
 from node.uids import IMPLEMENTATION_CLASS_UID
 
@@ -41,7 +42,10 @@ STATUSES: Final[dict[int, tuple[str, str]]] = {
         "warning: other pixels came first under this SOP Instance UID; they stay, these are in quarantine",
     ),
     OUT_OF_RESOURCES: ("PS3.4 B.2.3", "refused: no room, or the disk failed; sending again later may help"),
-    NOT_THE_CLASS: ("PS3.4 B.2.3", "the data set is not of the SOP class or instance that was announced"),
+    NOT_THE_CLASS: (
+        "PS3.4 B.2.3",
+        "not of the SOP class or instance that was announced, or the class was not granted",
+    ),
     CANNOT_UNDERSTAND: ("PS3.4 B.2.3", "the header cannot be read, or a UID is missing or unusable"),
     UNFORESEEN: ("PS3.4 B.2.3", "an error nobody foresaw; nothing was promised"),
 }
@@ -64,6 +68,10 @@ class InstanceTooLarge(NodeError):
     """Longer than this node keeps."""
 
 
+class BrokenOff(NodeError):
+    """The sender went away before the data set was whole."""
+
+
 class NotAsAnnounced(NodeError):
     """The C-STORE request names another SOP class or instance than the data set (PS3.4 B.2.3)."""
 
@@ -75,6 +83,7 @@ ANSWERS: Final[dict[type[Exception], int]] = {
     OSError: OUT_OF_RESOURCES,
     sqlite3.OperationalError: OUT_OF_RESOURCES,
     NotAsAnnounced: NOT_THE_CLASS,
+    BrokenOff: CANNOT_UNDERSTAND,
     HeaderRefused: CANNOT_UNDERSTAND,
     NameRefused: CANNOT_UNDERSTAND,
 }
@@ -83,13 +92,17 @@ ANSWERS: Final[dict[type[Exception], int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A C-STORE request and its data set, still in memory and not yet believed."""
+    """A C-STORE request and its data set, not yet believed.
+
+    ``data`` is the whole of it, or its pieces in the order they come; reading those waits for the sender and
+    raises BrokenOff where it goes away.
+    """
 
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
     calling_ae: str
-    data: memoryview
+    data: memoryview | Iterable[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,25 +138,35 @@ class Receiver:
             return _answer(error)
 
     def _take(self, arrival: Arrival) -> Answer:
-        size = arrival.data.nbytes
-        if size > self._max_instance_bytes:
-            raise InstanceTooLarge(f"an instance has at most {self._max_instance_bytes} bytes here")
-        self._spool.require_room(size)
-        with self._spool.draft((file_head(arrival), arrival.data)) as draft:
-            header = read_header(arrival.data, arrival.transfer_syntax_uid)
+        with self._spool.draft((file_head(arrival),)) as draft:
+            pieces = self._written(arrival, draft)
+            header = _header_of(pieces, arrival.transfer_syntax_uid)
             _check_announced(arrival, header)
             if self._is_own(header):
                 self._ledger.count("own_dropped")
                 log.info("synthetic instance dropped")
                 return Answer(SUCCESS)
+            for _ in pieces:
+                pass
             return self._keep(arrival, header, draft)
+
+    def _written(self, arrival: Arrival, draft: Draft) -> Iterator[Chunk]:
+        """The pieces of the data set, each of them written when it is given."""
+        size = 0
+        for piece in (arrival.data,) if isinstance(arrival.data, memoryview) else arrival.data:
+            size += len(piece)
+            if size > self._max_instance_bytes:
+                raise InstanceTooLarge(f"an instance has at most {self._max_instance_bytes} bytes here")
+            self._spool.require_room(len(piece))
+            draft.write(piece)
+            yield piece
 
     def _is_own(self, header: Header) -> bool:
         """Whether the object is synthetic; a series that has a folder in the inbox was asked for before."""
         if is_own(header.marks) is not None:
             return True
-        folder = self._spool.root / "inbox" / header.series_instance_uid
-        return not folder.exists() and self._ledger.is_own_series(header.series_instance_uid)
+        uid = header.series_instance_uid
+        return not self._spool.has_series(uid) and self._ledger.is_own_series(uid)
 
     def _keep(self, arrival: Arrival, header: Header, draft: Draft) -> Answer:
         sha256 = draft.sha256()
@@ -155,7 +178,7 @@ class Receiver:
             return Answer(SUCCESS)
         self._require_room_for(header.series_instance_uid)
         with self._spool.keeping():
-            placed = draft.place(name, sha256)
+            placed = draft.place(name)
             recorded = self._ledger.record_instance(_received(arrival, header, placed), self._clock())
         if recorded.superseded_job_id is not None:
             log.info("late slice", job=recorded.job_id, supersedes=recorded.superseded_job_id)
@@ -235,6 +258,16 @@ def _uid_element(number: int, uid: str) -> bytes:
     value = uid.encode("ascii", "replace")
     value += b"\x00" * (len(value) % 2)
     return struct.pack("<HH2sH", 2, number, b"UI", len(value)) + value
+
+
+def _header_of(pieces: Iterator[Chunk], transfer_syntax_uid: str) -> Header:
+    """The header: from the first piece where that holds all of it, else from all of them.
+
+    Raises HeaderRefused; what is wrong with the first piece may come right with the second.
+    """
+    first = next(pieces, b"")
+    found = header_within(memoryview(first), transfer_syntax_uid)
+    return found or read_header(memoryview(b"".join((first, *pieces))), transfer_syntax_uid)
 
 
 def _received(arrival: Arrival, header: Header, placed: Placed) -> ReceivedInstance:

@@ -24,6 +24,7 @@ from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.fsm import TRANSITION_TABLE, StateMachine
 from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
@@ -35,12 +36,14 @@ from pynetdicom.presentation import (
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from config.settings import ListenSettings, Settings
+from node import tags
 from node.alarm import Alarm, Alert, AlertKind, nobody
 from node.commitment.hear import Commitments
 from node.commitment.wire import PUSH_MODEL, SYNTAXES
+from node.incoming import Incoming, Keeper
 from node.ledger import Ledger
 from node.peers import AllowList, Role, Slots
-from node.receive import SUCCESS, Answer, Arrival, Receiver
+from node.receive import NOT_THE_CLASS, SUCCESS, Answer, Arrival, Receiver
 from node.spool import Spool
 from node.tls import Doorkeeper, shake_hands, words_of
 from node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -197,6 +200,7 @@ class Listener:
             handlers.append((evt.EVT_N_ACTION, self._commitments.on_request))
         self._server = Server(ae, self.listen, contexts, handlers, self.max_instance_bytes, self._doorkeeper)
         self._server.alarm = self._alarm
+        self._server.store = self._store
         threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="scp", daemon=True).start()
         log.info("listening", port=self.port)
 
@@ -256,7 +260,23 @@ class Listener:
     def _on_store(self, event: evt.Event) -> int | Dataset:
         messages = cast(BoundedMessages, event.assoc.dimse)
         with messages.serving():
+            request = cast(C_STORE, event.request)
+            if isinstance(request.DataSet, Incoming):
+                return _response(_checked(request.DataSet, request))
+            if not is_granted(event.assoc, request.AffectedSOPClassUID):
+                return _response(Answer(NOT_THE_CLASS, "no presentation context was granted for this class"))
             return answer_to_store(event, self._store, event.assoc.requestor.ae_title)
+
+
+def _checked(data: Incoming, request: C_STORE) -> Answer:
+    """The answer to ``request``, unless it names another instance now than when its data set began."""
+    answer = data.answer()
+    if (data.sop_class_uid, data.sop_instance_uid) == (
+        request.AffectedSOPClassUID,
+        request.AffectedSOPInstanceUID,
+    ):
+        return answer
+    return Answer(NOT_THE_CLASS, "another instance was announced before")
 
 
 def answer_to_store(event: evt.Event, store: Callable[[Arrival], Answer], sender: str) -> int | Dataset:
@@ -272,7 +292,15 @@ def answer_to_store(event: evt.Event, store: Callable[[Arrival], Answer], sender
                 data=data,
             )
         )
-    return SUCCESS if answer.status == SUCCESS else _status(answer)
+    return _response(answer)
+
+
+def is_granted(assoc: Association, sop_class_uid: object) -> bool:
+    """Whether the association has a presentation context for the class (PS3.8 7.1.1.13).
+
+    pynetdicom serves a C-STORE on any context: a peer that may only echo could store on that for C-ECHO.
+    """
+    return any(context.abstract_syntax == sop_class_uid for context in assoc._accepted_cx.values())
 
 
 def supported_contexts(listen: ListenSettings) -> list[PresentationContext]:
@@ -324,8 +352,10 @@ def _on_rejected(_event: evt.Event) -> None:
     log.warning("association refused", reason="local limit exceeded")
 
 
-def _status(answer: Answer) -> Dataset:
+def _response(answer: Answer) -> int | Dataset:
     """The status elements of a C-STORE-RSP (PS3.7 9.3.1.2, C.4)."""
+    if answer.status == SUCCESS:
+        return SUCCESS
     status = Dataset()
     status.Status = answer.status
     status.ErrorComment = answer.comment
@@ -335,6 +365,7 @@ def _status(answer: Answer) -> Dataset:
 class Server(ThreadedAssociationServer):
     """pynetdicom's server with bounded reading."""
 
+    store: Callable[[Arrival], Answer]  # set before it serves
     daemon_threads = True  # a peer that is silent does not hold up the end of the process
     request_queue_size = 128  # of socketserver's 5 a crowd of senders waits for seconds
 
@@ -558,9 +589,10 @@ class InFlight:
 
 
 class BoundedMessages(DIMSEServiceProvider):
-    """Ends the association of a peer whose message is too long, or who does not wait for answers.
+    """Has what a C-STORE carries kept while it comes in, within bounds.
 
-    So that many peers cannot fill the memory together either, the one whose message no longer fits is ended.
+    Ends the association of a peer whose message is too long, or who does not wait for answers. So that many
+    peers cannot fill the memory together either, the one whose message no longer fits is ended.
     """
 
     def __init__(self, assoc: Association, server: Server) -> None:
@@ -568,6 +600,9 @@ class BoundedMessages(DIMSEServiceProvider):
         self._alarm = server.alarm
         self._in_flight = server.in_flight
         self._max_message_bytes = server.max_instance_bytes + MAX_PDU_SLACK_BYTES
+        self._store = server.store
+        self._keeper: Keeper | None = None
+        self._incoming: Incoming | None = None
 
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Take the next fragment, or have the association aborted (Evt19: invalid PDU, PS3.8 9.2)."""
@@ -576,10 +611,44 @@ class BoundedMessages(DIMSEServiceProvider):
             peer = self.assoc.requestor
             self._alarm(Alert(AlertKind.TOO_LONG, words, peer.address, peer.ae_title))
             self.message = None
+            self._end(is_whole=False)
             self._in_flight.hold(self.assoc, 0)
             self.dul.event_queue.put("Evt19")
             return
         super().receive_primitive(primitive)
+        if self.message is None:
+            self._end(is_whole=True)
+        elif self._incoming is None and isinstance(self.message, C_STORE_RQ):
+            self._incoming = self._begin(self.message)
+
+    def _begin(self, request: C_STORE_RQ) -> Incoming | None:
+        """What the rest of the message is written into; None leaves it to pynetdicom, odd requests too."""
+        context = self.assoc._accepted_cx.get(cast(int, request.context_id))
+        sop_class, sop_instance = (
+            tags.value(request.command_set, keyword)
+            for keyword in ("AffectedSOPClassUID", "AffectedSOPInstanceUID")
+        )
+        if context is None or not isinstance(sop_class, str) or not isinstance(sop_instance, str):
+            return None
+        if not is_granted(self.assoc, sop_class):
+            return None
+        if self._keeper is None:
+            self._keeper = Keeper(self._store, self.dul.is_alive)
+            self._keeper.start()
+        incoming = self._keeper.begin(
+            sop_class_uid=sop_class,
+            sop_instance_uid=sop_instance,
+            transfer_syntax_uid=str(context.transfer_syntax[0]),
+            calling_ae=self.assoc.requestor.ae_title,
+        )
+        incoming.write(cast(BytesIO, request.data_set).getvalue())
+        request.data_set = cast(Any, incoming)
+        return incoming
+
+    def _end(self, *, is_whole: bool) -> None:
+        incoming, self._incoming = self._incoming, None
+        if incoming is not None:
+            incoming.end(is_whole=is_whole)
 
     @contextmanager
     def serving(self) -> Iterator[None]:

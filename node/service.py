@@ -38,7 +38,7 @@ from node.lane import Means
 from node.ledger import LEDGER_FILE, Ledger, StaleLease
 from node.pull.complete import CompleteLane
 from node.pull.query import peer_of
-from node.purge import Retention, removes_anything
+from node.purge import Retention
 from node.receive import Receiver
 from node.refresh import CHECK_S as REFRESH_CHECK_S
 from node.refresh import RefreshLane
@@ -260,14 +260,14 @@ class Node:
         return Lane(name, partial(self._complete, lane), self.settings.settle.check_s, limit_s)
 
     def _upkeep_lanes(self) -> list[Lane]:
-        """Rejection notes on superseded results, and what the settings let go by itself."""
-        lanes = [Lane("notes", self._announce, NOTES_CHECK_S, NOTES_CHECK_S + PATIENCE_S)]
+        """Rejection notes on superseded results, and what goes by itself."""
         retention = self.settings.retention
-        if removes_anything(retention):
-            beat = self._means("retention").beat
-            step = Retention(retention, self.ledger, self.spool, time.time, beat).run
-            lanes.append(Lane("retention", step, retention.check_s, retention.check_s + PATIENCE_S))
-        return lanes
+        beat = self._means("retention").beat
+        step = Retention(retention, self.ledger, self.spool, time.time, beat).run
+        return [
+            Lane("notes", self._announce, NOTES_CHECK_S, NOTES_CHECK_S + PATIENCE_S),
+            Lane("retention", step, retention.check_s, retention.check_s + PATIENCE_S),
+        ]
 
     def _announce(self) -> None:
         if not self.ledger.superseded():

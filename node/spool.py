@@ -2,13 +2,14 @@
 
 Layers, each durable before the next relies on it (PS3.7 knows no "almost stored")::
 
-    bytes -> tmp/<name>       written, fsync
-          -> final name       rename, fsync of the folder
+    bytes -> tmp/<name>       written while they come
+          -> final name       link, fsync of the file, fsync of the folder
           -> ledger           one transaction
           -> 0x0000           only now
 
 A crash between two layers leaves a file in ``tmp`` (swept at start) or a file nobody was promised, which the
-sender's next attempt replaces by the same bytes under the same name.
+sender's next attempt replaces. After a power cut that file may be cut short too: so over a name that is taken
+a file is renamed, and only after its fsync.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -43,11 +44,17 @@ REMOVABLE = ("inbox", "outbox", "quarantine")
 FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the operating system says when there is no room."""
 
+NO_LINK = frozenset({errno.EEXIST, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+"""What the operating system says where a second name cannot be given."""
+
 DIGEST_IN_NAME = 16
 """Hexadecimal digits of the SHA-256 in an inbox name: other bytes get another name."""
 
 REMOVAL_LOCK = "removal.lock"
 """The file that those who receive lock together and those who remove lock alone."""
+
+WRITE_BACK_BYTES = 128 * 1024
+"""How much of a file is written before the disk is asked to begin with it."""
 
 MOST_FOLDERS_KNOWN = 4096
 """Folders remembered to be on the disk; beyond that they are looked at again."""
@@ -78,28 +85,47 @@ class Placed:
 
 
 class Draft:
-    """A file that is written but has no name yet, while the disk is already taking it in."""
+    """A file that is being written and has no name yet, while the disk is already taking it in."""
 
-    def __init__(self, spool: Spool, file: io.FileIO, temporary: Path, chunks: Sequence[Chunk]) -> None:
+    def __init__(self, spool: Spool, file: io.FileIO, temporary: Path) -> None:
         self._spool = spool
         self._file = file
         self._temporary = temporary
-        self._chunks = chunks
+        self._digest = hashlib.sha256()
+        self._bytes = 0
+        self._bytes_begun = 0
+        self.is_placed = False
+        """Whether it has its name: there is no temporary file any more."""
+
+    def write(self, chunk: Chunk) -> None:
+        """Write ``chunk`` behind what was written; raises SpoolFull or OSError."""
+        _write(self._file, chunk)
+        self._bytes += len(chunk)
+        waiting = self._bytes - self._bytes_begun
+        if waiting >= WRITE_BACK_BYTES:
+            _start_writing_back(self._file, self._bytes_begun, waiting)
+            self._bytes_begun = self._bytes
+        self._digest.update(chunk)
 
     def sha256(self) -> str:
         """The digest of all that was written."""
-        digest = hashlib.sha256()
-        for chunk in self._chunks:
-            digest.update(chunk)
-        return digest.hexdigest()
+        return self._digest.hexdigest()
 
-    def place(self, relative: str | PurePosixPath, sha256: str | None = None) -> Placed:
-        """Give the file its name; when this returns the disk has it, whole, under that name."""
+    def place(self, relative: str | PurePosixPath) -> Placed:
+        """Give the file its name; when this returns the disk has it, whole, under that name.
+
+        A name that is free is taken at once: one commit of the filesystem's journal then holds file and name.
+        One that is taken is given over only when this file is on the disk: the other may have been promised.
+        """
         target = self._spool.path_of(relative)
-        digest = sha256 or self.sha256()
+        is_named = self._spool.link(self._temporary, target)
         os.fsync(self._file.fileno())
-        self._spool.rename(self._temporary, target)
-        return Placed(target, digest, sum(len(chunk) for chunk in self._chunks))
+        if is_named:
+            fsync_folder(target.parent)
+        else:
+            self._spool.rename(self._temporary, target)
+        self.is_placed = True
+        return Placed(target, self.sha256(), self._bytes)
 
 
 class Spool:
@@ -123,6 +149,7 @@ class Spool:
         self._is_short = False
         self._guard = threading.Lock()
         self._durable_folders: set[Path] = set()
+        self._tmp, self._inbox = self.root / "tmp", self.root / "inbox"
         for name in FOLDERS:
             (self.root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         fsync_folder(self.root)
@@ -133,21 +160,24 @@ class Spool:
         return cls(storage.data_dir, storage.min_free_bytes, storage.new_series_factor, storage.resume_factor)
 
     @contextmanager
-    def draft(self, chunks: Sequence[Chunk]) -> Iterator[Draft]:
-        """Write ``chunks`` and let the disk take them in while the caller looks at what they are.
+    def draft(self, chunks: Sequence[Chunk] = ()) -> Iterator[Draft]:
+        """A file that begins with ``chunks``, to be written on and placed in the block.
 
         What is not placed before the block ends is gone. Raises SpoolFull or OSError, here or in the block.
         """
-        temporary = self.root / "tmp" / f"{os.getpid()}-{secrets.token_hex(8)}"
+        temporary = self._tmp / f"{os.getpid()}-{secrets.token_hex(8)}"
+        is_placed = False
         try:
             with _full_in_words(), temporary.open("xb", buffering=0) as file:
+                draft = Draft(self, file, temporary)
                 for chunk in chunks:
-                    _write(file, chunk)
-                _start_writing_back(file)
-                yield Draft(self, file, temporary, chunks)
+                    draft.write(chunk)
+                yield draft
+                is_placed = draft.is_placed
         finally:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
+            if not is_placed:
+                with suppress(FileNotFoundError):
+                    temporary.unlink()
 
     def place(self, data: bytes | Sequence[Chunk], relative: str | PurePosixPath) -> Placed:
         """Write ``data`` to ``relative``; when this returns the disk has the file, whole, under that name.
@@ -167,13 +197,13 @@ class Spool:
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
-        """Between placing a received file and recording it nothing is removed, by whatever process."""
+        """Between placing a file and recording it nothing is removed, by whatever process."""
         with self._locked(fcntl.LOCK_SH):
             yield
 
     @contextmanager
     def removing(self) -> Iterator[None]:
-        """Between asking the ledger who holds a file and removing it none is received."""
+        """Between asking the ledger who holds a file and removing it none is placed and recorded."""
         with self._locked(fcntl.LOCK_EX):
             yield
 
@@ -203,6 +233,12 @@ class Spool:
             path.parent.rmdir()
         return size
 
+    def made(self) -> Iterator[tuple[str, set[Path]]]:
+        """Every series in the outbox, by the name of its folder, with the files there now."""
+        for folder in sorted((self.root / "outbox").iterdir()):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                yield folder.name, set(folder.iterdir())
+
     def path_of(self, relative: str | PurePosixPath) -> Path:
         """Where ``relative`` lies; raises NameRefused for what is not a plain path below one of FOLDERS."""
         parts = str(relative).split("/")
@@ -212,6 +248,10 @@ class Spool:
             if _NAME.fullmatch(part) is None:
                 raise NameRefused(f"{part!r} cannot name a file of the spool")
         return self.root.joinpath(*parts)
+
+    def has_series(self, series_instance_uid: str) -> bool:
+        """Whether something of the series was placed in the inbox and not all of it removed."""
+        return (self._inbox / series_instance_uid).exists()
 
     def require_room(self, needed: int) -> None:
         """Raises SpoolFull if storing ``needed`` bytes would leave less than ``min_free_bytes``."""
@@ -251,14 +291,32 @@ class Spool:
 
     def rename(self, source: Path, target: Path) -> None:
         """Move a durable file within the spool; when this returns the disk has the new name."""
-        self._make_durable(target.parent)
-        try:
-            source.rename(target)
-        except FileNotFoundError:
-            self._durable_folders.discard(target.parent)  # somebody removed it meanwhile
-            self._make_durable(target.parent)
-            source.rename(target)
+        self._in_folder(target.parent, lambda: source.rename(target))
         fsync_folder(target.parent)
+
+    def link(self, source: Path, target: Path) -> bool:
+        """Move a file of ``tmp`` within the spool, not yet on the disk, to a name that is free.
+
+        False where the name is taken, or the filesystem knows no links: then nothing was done.
+        """
+        try:
+            self._in_folder(target.parent, lambda: os.link(source, target))
+        except OSError as error:
+            if error.errno in NO_LINK:
+                return False
+            raise
+        source.unlink()
+        return True
+
+    def _in_folder(self, folder: Path, give_name: Callable[[], object]) -> None:
+        """Give a name in ``folder``, which is made where it is missing, on the disk."""
+        self._make_durable(folder)
+        try:
+            give_name()
+        except FileNotFoundError:
+            self._durable_folders.discard(folder)  # somebody removed it meanwhile
+            self._make_durable(folder)
+            give_name()
 
     def _make_durable(self, folder: Path) -> None:
         """The folder and those above it, with their names on the disk, whoever made them a moment ago."""
@@ -311,10 +369,10 @@ def _write(file: io.FileIO, chunk: Chunk) -> None:
         rest = rest[file.write(rest) :]
 
 
-def _start_writing_back(file: io.FileIO) -> None:
+def _start_writing_back(file: io.FileIO, start: int, length: int) -> None:
     """Ask the system to begin with the disk's part: the fsync that follows then waits less."""
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
 
 
 def _writer_lives(path: Path) -> bool:

@@ -197,10 +197,11 @@ class Worker:
             kinds=self.settings.outputs.kinds,
             seed=self.settings.engine.seed,
         )
-        outputs = self.place(job, built)
         destinations = self.settings.first_destinations
         records = [record_of(synthesis) for synthesis in built.syntheses]
-        self.ledger.record_built(job.id, self.owner, outputs, records, destinations, now=self.clock())
+        with self.spool.keeping():
+            outputs = self.place(job, built)
+            self.ledger.record_built(job.id, self.owner, outputs, records, destinations, now=self.clock())
         seconds = round(self.clock() - began, 3)
         log.info("job built", job=job.id, outputs=len(outputs), seconds=seconds)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
+from rich.console import Console
 
 from engine.errors import BundleInvalid, ProviderMissing
 from engine.session import SessionPolicy
@@ -93,10 +94,7 @@ def joint(
     from train.s2ldm.train_joint import train_joint  # noqa: PLC0415
 
     with _training():
-        settings = _load(config, phase)
-        if settings.diffusion.phase_condition:
-            raise TrainConfigInvalid(config, "stage 3 has no network yet that is told the phase")
-        train_joint(settings, diffusion, out, cache, resume)
+        train_joint(_load(config, phase), diffusion, out, cache, resume)
 
 
 def _method_command(name: str, entry: Entry) -> Callable[..., None]:
@@ -149,6 +147,17 @@ def evaluate(
         typer.Option("--html", help="Write a page with tables and pictures, and its rows as JSON beside it."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+    ncct: Annotated[
+        Path | None,
+        typer.Option("--ncct", help="A real unenhanced scan (NIfTI): its organs before and after, no truth."),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="With --ncct: organ labels on the scan's grid (NIfTI).")
+    ] = None,
+    labels_are: Annotated[
+        str,
+        typer.Option("--labels-are", help="totalsegmentator, phantom, or a file of number, tab, tissue."),
+    ] = "totalsegmentator",
     sweep_steps: Annotated[
         bool,
         typer.Option(
@@ -174,8 +183,13 @@ def evaluate(
 
     policy = SessionPolicy.model_validate({"provider": provider, "threads": threads})
     seeds = [] if pairs else list(range(phantom_seed, phantom_seed + cases))
+    if (ncct is None) != (labels is None):
+        raise typer.BadParameter("--ncct and --labels go together")
     try:
         folders = bundle or evaluation.active_bundles()
+        if ncct and labels:
+            _show_real(ncct, labels, labels_are, folders, policy, as_json)
+            return
         measured = folder_cases(pairs) if pairs else evaluation.phantom_cases(seeds)
         if sweep_steps:
             _sweep(folders, measured, seeds, policy, steps, out, as_json)
@@ -198,6 +212,22 @@ def evaluate(
         typer.echo(json.dumps(result))
     else:
         show_tables(result)
+
+
+def _show_real(
+    ncct: Path, labels: Path, labels_are: str, bundles: list[Path], policy: SessionPolicy, as_json: bool
+) -> None:
+    """The organs of a real scan before and after. Raises what ``train.real_report.report`` does."""
+    from train.real_report import report, rows_of  # noqa: PLC0415
+    from train.report import table_of  # noqa: PLC0415
+
+    found = report(ncct, labels, labels_are, bundles, policy)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    head, *rows = rows_of(found)
+    Console().print(table_of(head, rows))
+    typer.echo(found["words"])
 
 
 def _sweep(

@@ -310,6 +310,11 @@ class JointConfig(Frozen):
     """The exit of D sees x_n in ``diffusion.soft_window_hu`` too, by a convolution that begins at zero."""
     local: Weight = 0.0
     """``autoencoder.local`` of this stage."""
+    contrast: Weight = 0.0
+    """Weight of the squared error of local contrast: means over 3 × 3 × 3 voxels against those around.
+    Neither noise nor a patient's level of enhancement, which nothing tells, drowns small veins in it."""
+    fine_blocks: int = Field(default=0, ge=0)
+    """Blocks of a branch of D without normalisation, begun at zero, that paints what is small."""
     optimiser: OptimiserConfig = OptimiserConfig(lr=5e-4)
     loop: LoopConfig = LoopConfig()
 
@@ -350,7 +355,7 @@ UNFELT: dict[str, Any] = {"loop": {"recompute"}}
 """Keys of a stage's section that no number depends on."""
 LATER = (
     "local", "encoded_crops", "soft_window_hu", "phase_condition", "perceptual",
-    "exit_blocks", "stem_channels",
+    "exit_blocks", "stem_channels", "contrast", "fine_blocks",
 )  # fmt: skip
 """Keys of a stage's section that came after the first checkpoints: digests know them once they are set."""
 

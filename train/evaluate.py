@@ -26,6 +26,7 @@ from engine.pipeline import Engine, open_engine, plan_for
 from engine.session import SessionPolicy
 from engine.tiles import TiledAxis
 from engine.volume import Float32, Volume
+from train.bars import release_bars
 from train.cases import Case, phantom_case
 from train.measure import ORGANS, Row, Zones, measure
 from train.metrics import PAPER_WINDOW_HU, Mask
@@ -204,6 +205,8 @@ def summary(rows: PhaseRows) -> dict[str, Any]:
     if rows.oracle:
         oracle = _column(rows.oracle, "body")
         result |= {"oracle": _means(oracle), "p_against_oracle": _tests(model, oracle)}
+        if phase := rows.facts.get("phase"):
+            result["bars"] = release_bars(phase, rows.model, rows.oracle)
     vessels = thin_vessel_summary(rows)
     return result | ({"thin_vessels": vessels} if vessels else {})
 
@@ -300,6 +303,7 @@ def describe(engine_: Engine) -> dict[str, Any]:
     m = engine_.bundle.manifest
     return {
         "model_id": m.model_id,
+        "phase": m.phase,
         "model_digest": engine_.bundle.digest,
         "window_hu": m.window_hu,
         "provider": engine_.provider,

@@ -16,6 +16,7 @@ import numpy as np
 from train import plots
 from train.evaluate import PhaseRows, Shown, as_json
 from train.measure import Row
+from train.report import bar_rows
 from train.statistics import paired_p, summarise
 
 PICTURES = 4
@@ -122,6 +123,9 @@ def _rest(rows: PhaseRows) -> Iterator[str]:
     depth = [(name.replace("_", " "), f"{value:.2f}") for name, value in summary["third_dimension"].items()]
     yield "<h3>Third dimension</h3>" + html_table([("", ""), *depth])
     yield _DEPTH_NOTE
+    if summary.get("bars"):
+        head = ("asked of a release", "measured", "reached")
+        yield "<h3>What a release has to reach</h3>" + html_table([head, *bar_rows(summary["bars"])])
 
 
 def _worst(rows: PhaseRows, pictures: int = PICTURES) -> Iterator[str]:

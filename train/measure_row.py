@@ -1,4 +1,7 @@
-"""Measure one row of the comparison in a process of its own: ``python -m train.measure_row SPEC.json``."""
+"""Measure one row of the comparison in a process of its own: ``python -m train.measure_row SPEC.json``.
+
+It may be killed anywhere: what was measured is kept after every phantom, and the same command goes on.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,9 @@ from engine.session import SessionPolicy
 from engine.volume import Float32
 from train.cases import Case, phantom_case
 from train.evaluate import Shown, describe, overlaps, planes
-from train.measure import Zones, measure
+from train.measure import Row, Zones, measure
 from train.rows import Reads
+from train.run import commit, machine
 
 Image = Callable[[Case, str], tuple[Float32, Zones]]
 
@@ -39,15 +43,19 @@ class Spec(Frozen):
     window_hu: tuple[float, float] = (-200.0, 400.0)
     trained: dict[str, Any] = Field(default_factory=dict)
     """What training says of itself; copied."""
+    made_of: str = ""
+    """What the figures follow from, as ``train.compare`` says it; copied."""
     out: Path
 
 
 def measure_row(spec: Spec) -> None:
-    """Run every case and write the result, whole or not at all."""
+    """Run every case that is not measured yet and write the result, whole or not at all."""
     facts, image = _image(spec)
+    begun = spec.out.with_suffix(".part.json")
+    header = spec.model_dump(mode="json", exclude={"out"}) | {"facts": dict(facts)}
+    rows, seconds = _measured(begun, header)
     needs_oracle = spec.reads in ("oracle", "limit")
-    rows, seconds = [], []
-    for seed in range(spec.first_seed, spec.first_seed + spec.cases):
+    for seed in range(spec.first_seed + len(rows), spec.first_seed + spec.cases):
         case = phantom_case(make_phantom(seed, PhantomOptions(spec.shape, spec.spacing_mm)), needs_oracle)
         started = time.perf_counter()
         made, zones = image(case, spec.phase)
@@ -55,12 +63,25 @@ def measure_row(spec: Spec) -> None:
         rows.append(measure(case, spec.phase, made, spec.window_hu, zones))
         if seed == spec.first_seed:
             save_planes(spec.out.with_suffix(".npz"), planes(case, spec.phase, made))
-    result = spec.model_dump(mode="json", exclude={"out"}) | {
-        "facts": facts, "rows": rows, "seconds": float(np.mean(seconds)),
-    }  # fmt: skip
-    temporary = spec.out.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result) + "\n")
-    temporary.replace(spec.out)
+        _write(begun, header | {"rows": rows, "seconds": seconds})
+    ran = {"machine": machine(), "commit": commit()}
+    _write(spec.out, header | ran | {"rows": rows, "seconds": float(np.mean(seconds))})
+    begun.unlink(missing_ok=True)
+
+
+def _measured(begun: Path, header: Mapping[str, Any]) -> tuple[list[Row], list[float]]:
+    """The rows and seconds of phantoms that an earlier process measured of the very same."""
+    if not begun.exists():
+        return [], []
+    found = json.loads(begun.read_text())
+    rows, seconds = found.pop("rows"), found.pop("seconds")
+    return (rows, seconds) if found == json.loads(json.dumps(header)) else ([], [])
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content) + "\n")
+    temporary.replace(file)
 
 
 def _image(spec: Spec) -> tuple[Mapping[str, Any], Image]:
@@ -95,22 +116,26 @@ def _limit(case: Case, phase: str) -> tuple[Float32, Zones]:
 IMAGES: Mapping[str, Image] = {"identity": _identity, "oracle": _oracle, "limit": _limit}
 
 
-def save_planes(file: Path, shown: list[Shown]) -> None:
-    """The planes of one case as int16."""
+def save_planes(file: Path, shown: list[Shown], step_hu: int = 1) -> None:
+    """The planes of one case as whole numbers of ``step_hu``."""
+    kind = np.int16 if step_hu == 1 else np.int8
     arrays = {
-        f"{i}_{name}": np.rint(getattr(plane, name)).astype(np.int16)
+        f"{i}_{name}": np.rint(getattr(plane, name) / step_hu).astype(kind)
         for i, plane in enumerate(shown)
         for name in ("source", "truth", "made")
     }
-    np.savez_compressed(file, aspects=np.array([plane.aspect for plane in shown]), **arrays)  # type: ignore[arg-type]
+    facts = {"aspects": np.array([plane.aspect for plane in shown]), "step_hu": np.array(step_hu)}
+    np.savez_compressed(file, **facts, **arrays)  # type: ignore[arg-type]
 
 
 def load_planes(file: Path) -> list[Shown]:
     """What :func:`save_planes` wrote."""
     with np.load(file) as found:
+        step = np.float32(found["step_hu"])
         return [
             Shown(
-                *(found[f"{i}_{name}"].astype(np.float32) for name in ("source", "truth", "made")), float(a)
+                *(found[f"{i}_{name}"].astype(np.float32) * step for name in ("source", "truth", "made")),
+                float(a),
             )
             for i, a in enumerate(found["aspects"])
         ]

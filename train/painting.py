@@ -76,13 +76,13 @@ class Painting:
 def paint(ncct: Volume, labels: Labels, scheme: Mapping[int, str], seed: int) -> Painting:
     """The scan as an arterial and a venous phase; ``seed`` draws level, timing, each tissue's scatter."""
     drawn = draw_enhancement(np.random.default_rng([seed, 11]), relative_size(ncct))
-    spared = _spared(ncct.hu)
+    spared = soft_tissue(ncct.hu)
     hu = {phase: ncct.hu.copy() for phase in PHASES[1:]}
     for name in sorted(set(scheme.values()) - STILL):
         label = np.isin(labels, [number for number, meant in scheme.items() if meant == name])
         if not label.any():
             continue
-        for tissue, part in _parts(name, label, ncct.geometry):
+        for tissue, part in tissue_parts(name, label, ncct.geometry):
             weight = _softened(label, part) * spared
             for phase in hu:
                 hu[phase] += weight * np.float32(rise(drawn, phase, tissue))
@@ -168,7 +168,7 @@ def paint_cases(
     return painted
 
 
-def _parts(name: str, label: Mask, grid: Geometry) -> list[tuple[str, Mask]]:
+def tissue_parts(name: str, label: Mask, grid: Geometry) -> list[tuple[str, Mask]]:
     """Tissues of a label and where in it each is."""
     if name not in SHELLS_MM:
         return [(name, label)]
@@ -195,7 +195,7 @@ def _softened(label: Mask, part: Mask) -> Float32:
     return weight
 
 
-def _spared(hu: Float32) -> Float32:
+def soft_tissue(hu: Float32) -> Float32:
     """0 in fat, gas and calcification, 1 in soft tissue, by the scan without most of its noise."""
     image = sitk.DiscreteGaussian(sitk.GetImageFromArray(hu), 1.0)
     smooth: Float32 = sitk.GetArrayFromImage(image)

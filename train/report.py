@@ -21,22 +21,24 @@ DIFFERENCE_HU = 150.0
 
 
 def show_tables(result: Mapping[str, Any], console: Console | None = None) -> None:
-    """One table of metrics, one of organs and one of controls for every phase."""
+    """Tables of metrics, organs, controls and what a release has to reach, for every phase."""
     console = console or Console()
     for phase, row in result["phases"].items():
         console.print(
             f"[bold]{phase}[/bold] {row['model_id']}, {row['cases']} cases, {row['seconds']:.1f} s each"
         )
-        console.print(_table(("metric", "source as is", "oracle", "model"), _metric_rows(row)))
+        console.print(table_of(("metric", "source as is", "oracle", "model"), _metric_rows(row)))
         console.print(
-            _table(
+            table_of(
                 ("organ", "source HU", "model HU", "true HU", "error as is", "oracle's", "error"),
                 _organ_rows(row),
             )
         )
         console.print(
-            _table(("control", "mean change HU", "mean |change| HU", "true change HU"), _control_rows(row))
+            table_of(("control", "mean change HU", "mean |change| HU", "true change HU"), _control_rows(row))
         )
+        if row.get("bars"):
+            console.print(table_of(("asked of a release", "measured", "reached"), bar_rows(row["bars"])))
 
 
 def write_picture(file: Path, bundles: Sequence[Path], seed: int, policy: SessionPolicy) -> None:
@@ -91,7 +93,13 @@ def _control_rows(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [(name, *(f"{values[k]:.1f}" for k in keys)) for name, values in row["controls"].items()]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def bar_rows(bars: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """What is asked, what was measured, yes or no."""
+    return [(bar["aim"], bar["measured"], "yes" if bar["reached"] else "no") for bar in bars]
+
+
+def table_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table for a terminal, every column but the first to the right."""
     table = Table(*head)
     for column in table.columns[1:]:
         column.justify = "right"

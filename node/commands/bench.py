@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -44,9 +44,14 @@ def receive(
     if as_json:
         show_json(result)
         return
-    durable, thrown = result["instances_per_second"], result["throwaway_instances_per_second"]
-    say(f"receive: {durable} instances/s durable, {thrown} thrown away, ratio {result['ratio']}")
+    say(f"receive: {_rates(result)}, ratio {result['ratio']}")
+    say(f"four associations in total: {_rates(cast(dict[str, object], result['four_associations']))}")
     say(f"machine: {result['machine']}")
+
+
+def _rates(result: dict[str, object]) -> str:
+    durable, thrown = result["instances_per_second"], result["throwaway_instances_per_second"]
+    return f"{durable} instances/s durable, {thrown} thrown away"
 
 
 @app.command()

@@ -601,6 +601,12 @@ class Ledger:
         with self._store.writing() as db:
             return purging.begin(db, job_id, states, before, now)
 
+    def made_files(self, series_instance_uid: str) -> set[Path]:
+        """Where the outputs of this series lie, or lay before they were purged."""
+        with self._store.reading() as db:
+            rows = db.execute("SELECT path FROM output WHERE series_instance_uid = ?", (series_instance_uid,))
+            return {self._store.root / row["path"] for row in rows}
+
     def purged_files(self, job_id: int) -> list[Path]:
         """The job's files that no living job holds."""
         with self._store.reading() as db:
@@ -661,9 +667,7 @@ class Ledger:
 
     def _stored(self, path: Path) -> str:
         """The path as the file keeps it: relative where it lies beside the ledger."""
-        whole = path.absolute()
-        root = self._store.root
-        return str(whole.relative_to(root) if whole.is_relative_to(root) else whole)
+        return str(path.absolute()).removeprefix(f"{self._store.root}/")
 
     def _instance(self, row: sqlite3.Row) -> Instance:
         return Instance(**{**dict(row), "path": self._store.root / row["path"]})

@@ -19,13 +19,13 @@ def record(db: sqlite3.Connection, received: ReceivedInstance, path: str, now: f
     unless the node has purged its own: success promises that the bytes are here.
     ``path`` is as the ledger stores it.
     """
-    living = _living_job(db, received.series_instance_uid)
+    living = _living_job(db, received)
     if living is None:
         job = _open(db, received, 1, now)
         return _join(db, job, received, path, now)
     if living["state"] == State.PURGED:  # its files are gone: a repeat has to be kept again
         return _open_next(db, living, received, path, now)
-    known = known_sha256(db, living["id"], received.sop_instance_uid)
+    known = living["known_sha256"]
     if known is not None:
         hear(db, living["id"], now)
         return Recorded(living["id"], living["generation"], False, conflict=known != received.sha256)
@@ -47,18 +47,13 @@ def repeat(
     return None if row is None else int(row["id"])
 
 
-def known_sha256(db: sqlite3.Connection, job_id: int, sop_instance_uid: str) -> str | None:
-    """The digest of the job's instance with this UID, if it has one."""
-    row = db.execute(
-        "SELECT sha256 FROM instance WHERE job_id = ? AND sop_instance_uid = ?", (job_id, sop_instance_uid)
-    ).fetchone()
-    return None if row is None else str(row["sha256"])
-
-
-def _living_job(db: sqlite3.Connection, series_instance_uid: str) -> sqlite3.Row | None:
+def _living_job(db: sqlite3.Connection, received: ReceivedInstance) -> sqlite3.Row | None:
+    """The living generation of the series, with the digest of its instance of the same UID if it has one."""
     row: sqlite3.Row | None = db.execute(
-        "SELECT id, generation, state FROM job WHERE series_instance_uid = ? AND state <> 'SUPERSEDED'",
-        (series_instance_uid,),
+        "SELECT id, generation, state, (SELECT sha256 FROM instance WHERE job_id = job.id"
+        " AND sop_instance_uid = ?) AS known_sha256"
+        " FROM job WHERE series_instance_uid = ? AND state <> 'SUPERSEDED'",
+        (received.sop_instance_uid, received.series_instance_uid),
     ).fetchone()
     return row
 

@@ -28,6 +28,10 @@ class Step(Generic[T]):
         self.error: BaseException | None = None
         self.is_done = False
 
+    def take_alone(self, db: sqlite3.Connection) -> None:
+        """Write in a transaction of its own; raises what the write does, to undo all of it."""
+        self._value = [self._write(db)]
+
     def take(self, db: sqlite3.Connection) -> None:
         """Write; what was written is undone if it raises, and nothing else is."""
         db.execute("SAVEPOINT step")
@@ -109,8 +113,11 @@ class Store:
             steps, self._waiting = self._waiting, []
         try:
             with self._transaction() as db:
-                for step in steps:
-                    step.take(db)
+                if len(steps) == 1:
+                    steps[0].take_alone(db)
+                else:
+                    for step in steps:
+                        step.take(db)
         except BaseException as error:  # nothing of theirs is on the disk: every one must hear it
             for step in steps:
                 step.error = error

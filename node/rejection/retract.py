@@ -93,27 +93,28 @@ class Retractor:
         context = context_of(self.settings, generation=job.generation, created=created)
         ds = make_note(self.identity(job), outputs, grounds, context)
         relative = PurePosixPath("outbox") / ds.SeriesInstanceUID / f"{ds.SOPInstanceUID}.dcm"
-        placed = self.spool.place(to_bytes(ds), relative)
-        note = Output(
-            job_id=0,
-            phase="",
-            kind=KIND,
-            series_instance_uid=ds.SeriesInstanceUID,
-            sop_instance_uid=ds.SOPInstanceUID,
-            sop_class_uid=ds.SOPClassUID,
-            path=placed.path,
-            sha256=placed.sha256,
-        )
-        made = self.ledger.reject(
-            job.id,
-            [each.sop_instance_uid for each in outputs],
-            note,
-            destinations=self.told(),
-            calling_ae=self.settings.listen.ae_title,
-            reason=words,
-            recall=recall,
-            now=now,
-        )
+        with self.spool.keeping():
+            placed = self.spool.place(to_bytes(ds), relative)
+            note = Output(
+                job_id=0,
+                phase="",
+                kind=KIND,
+                series_instance_uid=ds.SeriesInstanceUID,
+                sop_instance_uid=ds.SOPInstanceUID,
+                sop_class_uid=ds.SOPClassUID,
+                path=placed.path,
+                sha256=placed.sha256,
+            )
+            made = self.ledger.reject(
+                job.id,
+                [each.sop_instance_uid for each in outputs],
+                note,
+                destinations=self.told(),
+                calling_ae=self.settings.listen.ae_title,
+                reason=words,
+                recall=recall,
+                now=now,
+            )
         if made is not None:
             if made.note_id is None:
                 self.spool.remove(placed.path)

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.compose import SLAB, add_within_window, box_mean, detail_residual, guided_filter, window_weight
+from engine.compose import (
+    EPSILON_HU2,
+    SLAB,
+    add_within_window,
+    box_mean,
+    detail_residual,
+    guided_filter,
+    window_weight,
+)
 from engine.volume import Float32
 
 WINDOW = (-200.0, 400.0)
@@ -71,6 +79,20 @@ def test_at_full_detail_an_enhanced_vessel_keeps_its_edge_and_its_height() -> No
     assert np.abs(kept[:, 12:17, 12].mean() - 300) < 15
 
 
+@pytest.mark.parametrize(("width", "kept_share"), [(2, 0.85), (3, 0.9), (5, 0.97)])
+def test_at_full_detail_a_branch_in_an_organ_that_enhances_too_keeps_its_height(
+    width: int, kept_share: float
+) -> None:
+    branch = np.zeros((8, 40, 40), np.float32)
+    branch[:, 15 : 15 + width, :] = 1
+    source = 55 - 12 * branch + noise(branch.shape, sd=12)
+    guide = 108 + 60 * branch
+    kept = source + detail_residual(guide - source, guide, 1.0, SPACING)
+    height = kept[branch > 0].mean() - kept[:, 25:].mean()
+    assert height > kept_share * 60
+    assert kept[:, 25:].std() == pytest.approx(12, rel=0.1)
+
+
 def test_between_them_detail_mixes_linearly() -> None:
     source, guide = 40 + noise((4, 20, 20)), 90 + 200 * vessel((4, 20, 20))
     whole, none, half = (detail_residual(guide - source, guide, w, SPACING) for w in (1.0, 0.0, 0.5))
@@ -80,7 +102,7 @@ def test_between_them_detail_mixes_linearly() -> None:
 def test_slabs_give_what_the_whole_gives() -> None:
     guide = 90 + noise((2 * SLAB + 5, 9, 9), sd=60)
     residual = noise(guide.shape, seed=3)
-    expected = guided_filter(residual, guide, (1, 2, 2), 400.0)
+    expected = guided_filter(residual, guide, (1, 1, 1), EPSILON_HU2)
     np.testing.assert_allclose(detail_residual(residual.copy(), guide, 1.0, SPACING), expected, atol=2e-3)
 
 

@@ -22,6 +22,9 @@ from export import parity
 from export.bundle import LOADERS, export_bundle, load_model
 from export.parity import ParityExceeded, Tolerance
 from node.cli import app
+from node.demo import DemoPlan, run_demo
+from node.states import State
+from node.verify import verify
 from train.checkpoint import NAME, CheckpointUnusable
 from train.config import RunConfig
 from train.methods import METHODS
@@ -89,6 +92,25 @@ def test_its_bundle_is_verified_and_the_engine_runs_it(name: str, run: Run, tmp_
     assert made.volume.hu.shape == phantom.geometry.shape
     assert np.isfinite(made.volume.hu).all()
     assert not np.array_equal(made.volume.hu, phantom.phases["ncct"])
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", [*METHODS, "s2ldm"])
+def test_its_series_comes_back_from_the_node_and_says_what_made_it(
+    name: str, run: Run, checkpoint: Path, translator_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    """By C-STORE into a node, through its worker, by C-STORE back to the archive, asked after and kept."""
+    manifest = export_bundle(checkpoint if name == "s2ldm" else run(name), tmp_path / name)
+    abdomen = PhantomOptions(shape=(12, 128, 128), spacing_mm=(7.0, 3.0, 3.0), noise_hu=5.0)
+    models = (tmp_path / name, translator_bundle("arterial"))
+    plan = DemoPlan(tmp_path / "demo", seed=3, options=abdomen, models=models, limit_s=240)
+    result = run_demo(plan, lambda what, share: None)
+    assert [job.state for job in result.jobs] == [State.COMMITTED]
+    (back,) = [series for series in result.returned if series.phase == "venous"]
+    assert len(back.paths) == 12
+    verified = [verify(path) for path in back.paths]
+    assert all(one.ours and not one.problems for one in verified)
+    assert {one.model_id for one in verified} == {manifest.model_id}
 
 
 @pytest.mark.parametrize("view", [{"spatial_dims": 3}, {"neighbours": 2}], ids=["3-D", "2.5-D"])

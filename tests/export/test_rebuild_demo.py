@@ -49,9 +49,9 @@ def test_a_rebuild_makes_the_bundles_of_both_phases_and_goes_on_where_it_was(
     assert CliRunner().invoke(app, [*places, "--phase", "venous"]).exit_code == 0
     bundle = read_bundle(tmp_path / "bundles" / "venous")
     assert bundle.manifest.phase == "venous"
-    assert rebuild(bundle).autoencoder.exit.soft_window, (
-        "stage 3 widened the exit, and so does what is read back"
-    )
+    read_back = rebuild(bundle).autoencoder.exit
+    assert read_back.soft_window, "stage 3 widened the exit, and so does what is read back"
+    assert read_back.fine is not None
     commands = rebuild_demo.commands("venous", tmp_path / "runs", tmp_path / "bundles", config)
     assert all("--resume" in command for command in commands[:-1])
 

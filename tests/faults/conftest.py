@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 from pynetdicom import AE
@@ -72,6 +73,51 @@ def figures() -> Callable[[str, Mapping[str, object]], None]:
     return tell
 
 
+@pytest.fixture(scope="session")
+def rounds() -> Callable[..., list[dict[str, Any]]]:
+    """``rounds("kill-random", 10, play)`` is what ``play(0)`` to ``play(9)`` counted.
+
+    In the full form every round is kept until the last one has ended: a run that was cut off goes on with
+    the next one, as long as the product, the experiments and ``key`` are the same.
+    """
+
+    def run(experiment: str, times: int, play: Callable[[int], dict[str, Any]], key: str = "") -> list[Any]:
+        kept = REPOSITORY / "build" / "faults" / f"{experiment}.rounds.json"
+        of = f"{code_digest()} {key}"
+        found = json.loads(kept.read_text()) if IS_FULL and kept.exists() else {}
+        done = found.get("done", []) if found.get("of") == of else []
+        for number in range(len(done), times):
+            done.append(play(number))
+            if IS_FULL:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.write_text(json.dumps({"of": of, "done": done}))
+        kept.unlink(missing_ok=True)
+        return list(done)
+
+    return run
+
+
+def code_digest() -> str:
+    """What tells one version of product and experiments from another."""
+    digest = sha256()
+    for folder in ("config", "engine", "node", "tests/faults"):
+        for path in sorted(path for path in (REPOSITORY / folder).rglob("*") if path.suffix in {".py", ".c"}):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[[str], Path]:
+    """``picture("soak")`` is where an experiment draws its picture; the full forms' are shown on the page."""
+
+    def place(experiment: str) -> Path:
+        folder = REPOSITORY / Path("docs", "images") if IS_FULL else FIGURES
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{experiment}.png"
+
+    return place
+
+
 def machine() -> str:
     return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
 
@@ -92,6 +138,30 @@ def until(condition: Callable[[], Any], seconds: float = 240.0) -> Any:
             return found
         time.sleep(0.005)
     return condition()
+
+
+def usage(pid: int) -> dict[str, int]:
+    """Threads, bytes of memory now and at most, and descriptors that are not the ledger's (it keeps its
+    connections: one for each that was needed at once). Raises OSError where the process is gone."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    if "VmRSS" not in status:
+        raise ProcessLookupError(pid)
+    targets = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            targets.append(str(link.readlink()))
+    return {
+        "threads": int(status["Threads"]),
+        "memory": int(status["VmRSS"].split()[0]) * 1024,
+        "peak": int(status["VmHWM"].split()[0]) * 1024,
+        "descriptors": sum("ledger.sqlite3" not in target for target in targets),
+    }
+
+
+def spool_files(data_dir: Path) -> int:
+    """How many files the node keeps, beside the ledger."""
+    folders = ("inbox", "outbox", "quarantine", "tmp")
+    return sum(len(names) for each in folders for _, _, names in os.walk(data_dir / each))
 
 
 class Victim:
@@ -131,13 +201,24 @@ class Victim:
         self.process.stdin.write(self.settings.model_dump_json().encode() + b"\n")
         self.process.stdin.flush()
 
-    def kill(self, *, everything: bool) -> None:
-        """Kill the node, and its worker too with ``everything``; else the worker must notice by itself."""
-        if everything:
+    def kill(self, whom: str) -> None:
+        """SIGKILL the "node", whose worker has to notice by itself, the "worker", or "both"."""
+        if whom == "worker":
+            worker = self.worker()
+            if worker is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
+            return
+        if whom == "both":
             os.killpg(self.process.pid, signal.SIGKILL)
         else:
             self.process.kill()
         self.reap()
+
+    def revive(self) -> None:
+        """Start it again where it was killed; a worker is started by its node."""
+        if self.process.returncode is not None:
+            self.start()
 
     def stop(self) -> int:
         self.process.terminate()
@@ -148,6 +229,15 @@ class Victim:
         assert self.process.stdin is not None
         self.process.stdin.close()
         return code
+
+    def worker(self) -> int | None:
+        """Process number of its worker; None where it has none just now."""
+        with suppress(OSError):
+            for children in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
+                for pid in children.read_text().split():
+                    if b"node.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        return int(pid)
+        return None
 
     def listens(self) -> bool:
         """Whether it answers an association request."""
@@ -213,13 +303,20 @@ def check_acknowledged(ledger: Ledger, senders: list[Sender]) -> None:
             assert sha256(instances[uid].path.read_bytes()).hexdigest() == instances[uid].sha256
 
 
-def undisturbed(settings: Settings, ledger: Ledger) -> dict[str, bytes]:
-    """The ledger's jobs built once, in this process, from the files as sent: bytes by SOP Instance UID."""
+def undisturbed(
+    settings: Settings, ledger: Ledger, sent: Mapping[int, Sequence[Path]] | None = None
+) -> dict[str, bytes]:
+    """The ledger's jobs built once, in this process: bytes by SOP Instance UID.
+
+    They are built from the files the ledger has; with ``sent`` only the jobs it names, from its files.
+    """
     engines = Engines(ModelStore(settings), SessionPolicy(provider="cpu", threads=1)).active()
     files = {}
     for job in ledger.jobs():
+        if sent is not None and job.id not in sent:
+            continue
         built = build(
-            [instance.path for instance in ledger.instances(job.id)],
+            sent[job.id] if sent is not None else [each.path for each in ledger.instances(job.id)],
             engines=engines,
             context=context_of(settings, generation=job.generation, created=local_time(job.created_at)),
             rules=settings.intake,
@@ -228,15 +325,49 @@ def undisturbed(settings: Settings, ledger: Ledger) -> dict[str, bytes]:
     return files
 
 
+EVIDENCE = "CurrentRequestedProcedureEvidenceSequence"
+"""Where a rejection note says which instances it is about (PS3.3 C.17.2)."""
+
+
+def data_set(path: Path) -> bytes:
+    """The data set of a DICOM file, byte for byte, without its file meta information (PS3.10 7.1)."""
+    data = path.read_bytes()
+    return data[144 + int.from_bytes(data[140:144], "little") :]
+
+
+def live(folder: Path) -> dict[str, Path]:
+    """The results that a place shows: those it has and that no rejection note there names."""
+    paths: dict[str, Path] = {}
+    rejected: set[str] = set()
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        header = dcmread(
+            path, specific_tags=["SOPInstanceUID", "Modality", EVIDENCE], stop_before_pixels=True
+        )
+        paths[str(header.SOPInstanceUID)] = path
+        if header.Modality == "KO":
+            rejected.add(str(header.SOPInstanceUID))
+            rejected |= {
+                str(item.ReferencedSOPInstanceUID)
+                for study in header[EVIDENCE].value
+                for series in study.ReferencedSeriesSequence
+                for item in series.ReferencedSOPSequence
+            }
+    return {uid: path for uid, path in paths.items() if uid not in rejected}
+
+
 @pytest.fixture(scope="session")
 def rig() -> SimpleNamespace:
-    """The pieces of an experiment: Victim, Sender, until, check_acknowledged, undisturbed, LEDGER_FILE."""
+    """The pieces of an experiment: a node to kill, a sender, what they are measured and judged by."""
     return SimpleNamespace(
         Victim=Victim,
         Sender=Sender,
         until=until,
+        usage=usage,
+        spool_files=spool_files,
         check_acknowledged=check_acknowledged,
         undisturbed=undisturbed,
+        live=live,
+        data_set=data_set,
         LEDGER_FILE=LEDGER_FILE,
     )
 

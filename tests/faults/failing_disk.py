@@ -1,6 +1,6 @@
 """The process whose disk fails: run by test_disk.py with fault.so loaded, says what it counted as JSON.
 
-    python failing_disk.py receive|work FOLDER STEP < settings
+    python failing_disk.py receive|work|without-links FOLDER STEP < settings
 
 ``receive`` hands instances to the product's own receiver and lets every call that changes a file fail once,
 or fail from then on, with each error; ``work`` does the same to the worker and to a folder destination.
@@ -36,15 +36,16 @@ from engine.session import SessionPolicy
 from node.destinations import folder as folder_destination
 from node.ledger import LEDGER_FILE, Ledger
 from node.models import ModelStore
-from node.receive import SUCCESS, Arrival, Receiver
+from node.receive import SUCCESS, Arrival, Receiver, file_head
 from node.settle import settle_due
-from node.spool import Spool
+from node.spool import Spool, inbox_name
 from node.states import State
 from node.worker import Engines, Worker
 
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
 EVERY_CHANGE = 1 | 2 | 4 | 8 | 16 | 32
 """Open for writing, write, sync, name, make a folder, cut; not remove."""
+NAME = 8
 MOST_CALLS = 400
 
 
@@ -58,9 +59,9 @@ class Fault:
             self._block = mmap.mmap(file.fileno(), self.LAYOUT.size)
 
     @contextmanager
-    def at(self, number: int, error: int, *, lasting: bool) -> Iterator[None]:
+    def at(self, number: int, error: int, *, lasting: bool, kinds: int = EVERY_CHANGE) -> Iterator[None]:
         """The ``number``-th change below the root fails, and all later ones with ``lasting``."""
-        self.LAYOUT.pack_into(self._block, 0, EVERY_CHANGE, number, error, lasting, 0, 0, 0, b"")
+        self.LAYOUT.pack_into(self._block, 0, kinds, number, error, lasting, 0, 0, 0, b"")
         try:
             yield
         finally:
@@ -155,7 +156,22 @@ def occasions(slices: Slices, receiver: Receiver, ledger: Ledger) -> dict[str, C
         ledger.move(job.id, State.SETTLED, time.time())
         return slices.of(series)
 
-    return {"first of a series": first, "next of a series": next_one, "the same again": again, "late": late}
+    def after_a_power_cut(series: int) -> Dataset:
+        ds = slices.of(series)
+        whole = file_head(arrival_of(ds)) + bytes(arrival_of(ds).data)
+        name = inbox_name(ds.SeriesInstanceUID, ds.SOPInstanceUID, sha256(whole).hexdigest())
+        path = ledger.path.parent / name
+        path.parent.mkdir()
+        path.write_bytes(whole[: len(whole) // 2])
+        return ds
+
+    return {
+        "first of a series": first,
+        "next of a series": next_one,
+        "the same again": again,
+        "late": late,
+        "again after a power cut left half of it": after_a_power_cut,
+    }
 
 
 def receive(settings: Settings, template: Path, step: int) -> Tally:
@@ -267,8 +283,24 @@ def is_whole(output: Any) -> bool:
     return output.path.is_file() and sha256(output.path.read_bytes()).hexdigest() == output.sha256
 
 
+def without_links(settings: Settings, template: Path, _step: int) -> Tally:
+    """A filesystem that knows no second names: each file is renamed instead."""
+    tally, fault, slices = Tally(Counter()), Fault(), Slices(template)
+    spool = Spool(settings.storage.data_dir)
+    with Ledger(settings.storage.data_dir / LEDGER_FILE) as ledger:
+        receiver = Receiver(spool, ledger, 2**24, time.time)
+        for error in (errno.EPERM, errno.EOPNOTSUPP):
+            ds = slices.of(1)
+            with fault.at(1, error, lasting=False, kinds=NAME):
+                answer = receiver.take(arrival_of(ds))
+            tally.struck[kind_of(fault.first)] += fault.hits
+            tally.kept_all_the_same += answer.status == SUCCESS and is_kept(settings, ds)
+    tally.not_recovered += len([path for path in (spool.root / "tmp").iterdir() if path.is_file()])
+    return tally
+
+
 if __name__ == "__main__":
     what, template, step = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     settings = Settings.model_validate_json(sys.stdin.readline())
-    tally = {"receive": receive, "work": work}[what](settings, template, step)
+    tally = {"receive": receive, "work": work, "without-links": without_links}[what](settings, template, step)
     sys.stdout.write(json.dumps(tally.as_json()) + "\n")

@@ -1,4 +1,5 @@
-/* A disk that fails and a clock that jumps, for one process and its children: loaded with LD_PRELOAD.
+/* A disk that fails, a clock that jumps and kills at exact moments, for one process and its children: loaded
+   with LD_PRELOAD.
 
    S2NODE_FAULT names a file of one struct fault, which the experiment maps too and writes at any time.
    Calls that change files below S2NODE_FAULT_ROOT are counted while `kinds` is not 0; the `at`-th one, and
@@ -10,6 +11,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -27,7 +29,11 @@ enum { OPEN = 1, WRITE = 2, SYNC = 4, NAME = 8, FOLDER = 16, TRUNCATE = 32, REMO
 struct fault {
     int64_t kinds, at, error, lasting, calls, hits, shift_s;
     char first[256]; /* what the first failed call was about */
+    int64_t whom, after, job, worker, struck;
+    char move[64]; /* the texts of a row of `event` from from_state on, one after another */
 };
+
+enum { NODE = 1, WORKER = 2 };
 
 static struct fault *fault;
 static const char *root;
@@ -65,6 +71,70 @@ static int strikes_fd(int kind, int fd, const char *call) {
     return strikes(kind, path, call);
 }
 
+/* Whether a page holds the row. SQLite's record (fileformat2.html, 2.1) has the columns without anything in
+   between: the job's number in one or two bytes, its time as a double of 1e9 to 2e9, and the texts. */
+static int holds_move(const unsigned char *page, size_t size) {
+    const unsigned char *end = page + size, *at = page;
+    size_t length = strlen(fault->move);
+    for (; (at = memmem(at, (size_t)(end - at), fault->move, length)); at++) {
+        if (at - page < 10 || at[-8] != 0x41 || at[-7] >> 4 != 0xD) continue;
+        if (at[-9] != (fault->job & 255)) continue;
+        if (fault->job < 128 || at[-10] == fault->job >> 8) return 1;
+    }
+    return 0;
+}
+
+static int is_log(int fd) {
+    char link[64], path[1024];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    return length > 4 && !strncmp(path, root, strlen(root)) && !memcmp(path + length - 4, "-wal", 4);
+}
+
+/* The node leads the session and its group; whoever else comes here is its worker. */
+static void strike(void) {
+    pid_t node = getsid(0), worker = getpid() == node ? (pid_t)fault->worker : getpid();
+    if (__atomic_exchange_n(&fault->struck, 1, __ATOMIC_SEQ_CST)) return;
+    if (fault->whom == (NODE | WORKER)) kill(-node, SIGKILL);
+    if (fault->whom == NODE) kill(node, SIGKILL);
+    if (fault->whom == WORKER && worker > 0) kill(worker, SIGKILL);
+}
+
+/* How far this thread is with the transaction that holds the move. */
+static __thread enum { ELSEWHERE, WRITTEN, SYNCED } stage;
+
+static int met(int fd, const void *data, size_t count) {
+    if (!fault || !fault->whom || fault->struck || !is_log(fd) || !holds_move(data, count)) return 0;
+    if (!fault->after) strike();
+    stage = WRITTEN;
+    return 0;
+}
+
+static int met_sync(int fd) {
+    if (stage == WRITTEN && is_log(fd)) stage = SYNCED;
+    return 0;
+}
+
+static void met_unlock(int command, const struct flock *lock) {
+    if (stage != SYNCED || command != F_SETLK || lock->l_type != F_UNLCK) return;
+    stage = ELSEWHERE;
+    if (fault->after) strike();
+}
+
+#define LOCKS(name)                                                                      \
+    int name(int fd, int command, ...) {                                                 \
+        static int (*real)(int, int, ...);                                               \
+        if (!real) real = next(#name);                                                   \
+        va_list rest;                                                                    \
+        va_start(rest, command);                                                         \
+        void *value = va_arg(rest, void *);                                              \
+        va_end(rest);                                                                    \
+        met_unlock(command, value);                                                      \
+        return real(fd, command, value);                                                 \
+    }
+LOCKS(fcntl)
+LOCKS(fcntl64)
+
 #define OPENS(name)                                                                      \
     int name(const char *path, int flags, ...) {                                         \
         static int (*real)(const char *, int, ...);                                      \
@@ -89,11 +159,15 @@ OPENS(open64)
 #define BY_FD(type, name, kind, formal, actual) WRAP(type, name, kind, strikes_fd(kind, fd, #name), formal, actual)
 #define BY_PATH(type, name, kind, formal, actual) WRAP(type, name, kind, strikes(kind, path, #name), formal, actual)
 
-BY_FD(ssize_t, write, WRITE, (int fd, const void *data, size_t count), (fd, data, count))
-BY_FD(ssize_t, pwrite, WRITE, (int fd, const void *data, size_t count, off_t at), (fd, data, count, at))
-BY_FD(ssize_t, pwrite64, WRITE, (int fd, const void *data, size_t count, off64_t at), (fd, data, count, at))
-BY_FD(int, fsync, SYNC, (int fd), (fd))
-BY_FD(int, fdatasync, SYNC, (int fd), (fd))
+#define WRITES(name, formal, actual) \
+    WRAP(ssize_t, name, WRITE, met(fd, data, count) || strikes_fd(WRITE, fd, #name), formal, actual)
+#define SYNCS(name) WRAP(int, name, SYNC, met_sync(fd) || strikes_fd(SYNC, fd, #name), (int fd), (fd))
+
+WRITES(write, (int fd, const void *data, size_t count), (fd, data, count))
+WRITES(pwrite, (int fd, const void *data, size_t count, off_t at), (fd, data, count, at))
+WRITES(pwrite64, (int fd, const void *data, size_t count, off64_t at), (fd, data, count, at))
+SYNCS(fsync)
+SYNCS(fdatasync)
 BY_FD(int, ftruncate, TRUNCATE, (int fd, off_t length), (fd, length))
 BY_FD(int, ftruncate64, TRUNCATE, (int fd, off64_t length), (fd, length))
 BY_PATH(int, rename, NAME, (const char *path, const char *to), (path, to))

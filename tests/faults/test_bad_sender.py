@@ -15,7 +15,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import BytesIO
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -85,14 +84,14 @@ def attack(victim, settings, rig, amount, folder):
     port, pid = settings.listen.port, victim.process.pid
     senders = crowd_of(rig, port, first=0)
     rest(rig, pid)
-    before = usage(pid)
+    before = rig.usage(pid)
     honest = rig.Sender(port, series(900, 40))
     going_on = threading.Thread(target=lambda: all_of(honest, pause_s=0.05))
     going_on.start()
     done = harm(port, amount)
     going_on.join()
     senders += [honest, *crowd_of(rig, port, first=CROWD)]
-    assert rig.until(lambda: usage(pid)["threads"] <= before["threads"], 60), "threads stay behind"
+    assert rig.until(lambda: rig.usage(pid)["threads"] <= before["threads"], 60), "threads stay behind"
     after = rest(rig, pid)
     acknowledged = sum(len(sender.acknowledged) for sender in senders)
     return {
@@ -114,28 +113,12 @@ def rest(rig, pid):
     """The process's usage once its threads have come to rest."""
 
     def calm():
-        first = usage(pid)["threads"]
+        first = rig.usage(pid)["threads"]
         threading.Event().wait(0.5)
-        return usage(pid)["threads"] == first
+        return rig.usage(pid)["threads"] == first
 
     rig.until(calm, 60)
-    return usage(pid)
-
-
-def usage(pid):
-    """Threads, bytes of memory now and at most, and descriptors that are not the ledger's (it keeps its
-    connections: one for each that was needed at once)."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    targets = []
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(OSError):
-            targets.append(str(link.readlink()))
-    return {
-        "threads": int(status["Threads"]),
-        "memory": int(status["VmRSS"].split()[0]) * 1024,
-        "peak": int(status["VmHWM"].split()[0]) * 1024,
-        "descriptors": sum("ledger.sqlite3" not in target for target in targets),
-    }
+    return rig.usage(pid)
 
 
 # honest senders
@@ -370,7 +353,7 @@ def test_peers_that_break_off_tls_leave_nothing_behind(rig, amount, figures, tmp
         kinds = [rng.choice([bare_connect, half_tls, half_tls, half_handshake]) for _ in range(connects)]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(lambda kind: attempt(kind, port, rng), kinds))
-        assert rig.until(lambda: usage(victim.process.pid)["threads"] <= before["threads"], 60)
+        assert rig.until(lambda: rig.usage(victim.process.pid)["threads"] <= before["threads"], 60)
         assert rig.until(answers)
         after = rest(rig, victim.process.pid)
     counted = {

@@ -67,6 +67,17 @@ def test_a_disk_that_fails_at_any_write_costs_no_acknowledged_byte(
     assert (tally["false_success"], tally["needed_a_person"], tally["not_recovered"]) == (0, 0, 0)
 
 
+def test_where_the_filesystem_knows_no_links_instances_are_kept_all_the_same(
+    quick_settings, new_series, tmp_path, shim
+):
+    settings = quick_settings(storage={"data_dir": tmp_path / "node", "min_free_bytes": 0})
+    tally = run_failing(
+        "without-links", slices_on_disk(new_series(1), tmp_path / "slices"), 1, settings, shim
+    )
+    assert tally["struck"] == {"link tmp": 2}
+    assert (tally["kept_all_the_same"], tally["not_recovered"]) == (2, 0)
+
+
 @pytest.mark.timeout(600)
 def test_a_node_on_a_full_disk_refuses_and_goes_on_by_itself_once_there_is_room(
     rig, figures, quick_settings, new_series, free_port, small_disk, tmp_path

@@ -16,10 +16,16 @@ VENOUS = SHIPPED / "venous"
 GRAPHS = set(read_bundle(VENOUS).manifest.graphs)
 
 
-def test_the_receive_benchmark_measures_both_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_the_receive_benchmark_measures_one_and_four_associations_and_leaves_nothing_behind(
+    tmp_path: Path,
+) -> None:
     measured = bench_receive(tmp_path, slices=4, rounds=1)
-    assert set(measured) == {"instances_per_second", "throwaway_instances_per_second", "ratio", "machine"}
-    assert all(float(str(measured[key])) > 0 for key in measured if key != "machine")
+    rates = {"instances_per_second", "throwaway_instances_per_second"}
+    assert set(measured) == {*rates, "ratio", "four_associations", "machine"}
+    four = measured["four_associations"]
+    assert isinstance(four, dict) and set(four) == rates
+    assert all(float(str(each[key])) > 0 for each in (measured, four) for key in rates)
+    assert float(str(measured["ratio"])) > 0
     assert list(tmp_path.iterdir()) == []
 
 

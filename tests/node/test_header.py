@@ -17,7 +17,15 @@ from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import CTImageStorage
 
-from node.header import MAX_DEPTH, MAX_INFLATED_BYTES, MAX_WANTED_BYTES, Header, HeaderRefused, read_header
+from node.header import (
+    MAX_DEPTH,
+    MAX_INFLATED_BYTES,
+    MAX_WANTED_BYTES,
+    Header,
+    HeaderRefused,
+    header_within,
+    read_header,
+)
 from node.uids import is_plausible_uid
 
 IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
@@ -184,6 +192,37 @@ def test_a_deflated_bomb_is_unpacked_no_further_than_its_header_may_reach() -> N
 def test_what_does_not_inflate_is_refused() -> None:
     with pytest.raises(HeaderRefused, match="cannot be parsed"):
         header_of(b"\xff" * 100, DEFLATED)
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_a_beginning_says_what_the_whole_says_or_nothing(syntax: str) -> None:
+    ds = ct()
+    ds.ReferencedStudySequence = nested(2, undefined=True)
+    mark(ds, undefined=True)
+    ds.Rows, ds.WindowCenter = 512, 40
+    data = encode(ds, syntax) if syntax == DEFLATED else encode(ds, syntax) + encode(pixels(), syntax)
+    found = [header_within(memoryview(data)[:length], syntax) for length in range(len(data) + 1)]
+    said = [header for header in found if header is not None]
+    for header in said:
+        check_is_ct(header)
+    assert bool(said) == (syntax != DEFLATED), "nothing follows the last group of the deflated one"
+
+
+def pixels() -> Dataset:
+    ds = Dataset()
+    ds.add_new(0x7FE00010, "OW", bytes(100))
+    return ds
+
+
+@given(st.data(), st.sampled_from(SYNTAXES))
+def test_a_damaged_beginning_says_what_the_whole_says_or_nothing(data: Any, syntax: str) -> None:
+    encoded = bytearray(encode(ct(), syntax) + encode(pixels(), EXPLICIT))
+    for _ in range(data.draw(st.integers(1, 4))):
+        encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
+    beginning = memoryview(bytes(encoded))[: data.draw(st.integers(0, len(encoded)))]
+    found = header_within(beginning, syntax)
+    if found is not None:
+        assert header_of(bytes(encoded), syntax) == found
 
 
 def believable_or_refused(data: bytes, syntax: str) -> None:

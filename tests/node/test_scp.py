@@ -222,6 +222,25 @@ def test_what_a_peer_may_not_do_is_not_offered_to_it(tmp_path: Path) -> None:
         assert {cx.result for cx in other.rejected_contexts} == {0x03}  # abstract syntax not supported
 
 
+def test_what_was_not_offered_cannot_be_stored_on_the_context_for_echo(tmp_path: Path) -> None:
+    with running(tmp_path, listen={"store_ae_titles": ["CT1"], "echo_ae_titles": ["OTHER"]}) as node:
+        assoc = node.associate(calling="OTHER")
+        [context] = assoc.accepted_contexts
+        assert context.abstract_syntax == VERIFICATION
+        request = C_STORE()
+        request.MessageID, request.Priority = 1, 2
+        request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = CTImageStorage, "1.2.3.1"
+        request.DataSet = BytesIO(encode(ct()))
+        assoc._reactor_checkpoint.clear()  # the answer is read here
+        wait_until(lambda: assoc._is_paused)
+        assoc.dimse.send_msg(request, context.context_id)
+        _, answer = assoc.dimse.msg_queue.get(timeout=20)
+        assoc._reactor_checkpoint.set()
+        assert answer.Status == 0xA900
+        assert (node.stored_files(), node.ledger.jobs()) == ([], [])
+        assoc.abort()
+
+
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -527,6 +546,24 @@ def test_a_ledger_that_fails_after_the_file_was_placed_gives_no_success(
     assert node.ledger.jobs() == []
     assert node.send(path)[0].Status == 0x0000
     assert node.stored_files() == [orphan]
+
+
+def test_a_file_that_a_power_cut_left_short_is_replaced_when_the_instance_comes_again(
+    node: Running, tmp_path: Path
+) -> None:
+    """Nobody was promised it: the name reached the disk before the bytes, and the ledger knows nothing."""
+    path = ct_file(tmp_path)
+    assert node.send(path)[0].Status == 0x0000
+    [stored] = node.stored_files()
+    whole = stored.read_bytes()
+    with sqlite3.connect(node.ledger.path) as db:
+        for table in ("instance", "event", "job"):
+            db.execute(f"DELETE FROM {table}")
+    db.close()
+    stored.write_bytes(whole[: len(whole) // 2])
+    assert node.send(path)[0].Status == 0x0000
+    assert [kept.read_bytes() for kept in node.stored_files()] == [whole]
+    assert [job.instances for job in node.ledger.jobs()] == [1]
 
 
 def test_a_closed_ledger_is_out_of_resources(tmp_path: Path) -> None:

@@ -86,6 +86,16 @@ def test_placing_again_replaces_the_file_whole(spool: Spool) -> None:
     assert leftovers(spool) == []
 
 
+def test_a_draft_is_written_on_until_it_is_placed(spool: Spool) -> None:
+    with spool.draft([BYTES[:100]]) as draft:
+        draft.write(memoryview(BYTES)[100:])
+        placed = draft.place("inbox/1.2/3.dcm")
+        assert leftovers(spool) == []
+    assert placed == Placed(spool.root / "inbox/1.2/3.dcm", hashlib.sha256(BYTES).hexdigest(), len(BYTES))
+    assert placed.path.read_bytes() == BYTES
+    assert placed.path.stat().st_nlink == 1
+
+
 def test_a_chunk_that_cannot_be_written_leaves_nothing(spool: Spool) -> None:
     with pytest.raises(TypeError):
         spool.place([b"half", "text"], "inbox/1.2/3.dcm")  # type: ignore[list-item]

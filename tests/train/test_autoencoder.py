@@ -7,7 +7,7 @@ import torch
 from monai.networks.nets.autoencoderkl import AEKLResBlock
 
 from train.config import AutoencoderConfig
-from train.s2ldm.autoencoder import SyncreticAutoencoder, depth_to_space, space_to_depth
+from train.s2ldm.autoencoder import FineBranch, SyncreticAutoencoder, depth_to_space, space_to_depth
 
 SMALL = {
     "channels": (8, 8),
@@ -51,6 +51,18 @@ def test_painting_with_blocks_at_the_exit_begins_as_the_identity_and_moves_them(
     blocks = [layer for layer in model.exit.merge if isinstance(layer, AEKLResBlock)]
     assert len(blocks) == 2
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for b in blocks for p in b.parameters())
+
+
+def test_the_fine_branch_paints_the_same_vessel_alike_whatever_else_the_crop_holds() -> None:
+    branch = FineBranch(channels=3, width=8, blocks=2, voxels=4).eval()
+    torch.nn.init.normal_(branch.layers[-1].weight)
+    seen = torch.randn(1, 3, 4, 8, 24)
+    beside = seen.clone()
+    beside[..., 16:] = 50.0
+    with torch.no_grad():
+        here, there = branch(seen), branch(beside)
+    assert torch.equal(here[..., :10], there[..., :10])
+    assert not torch.equal(here[..., 16:], there[..., 16:])
 
 
 def test_the_papers_decoder_never_looks_at_the_source() -> None:

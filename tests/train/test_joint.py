@@ -21,7 +21,8 @@ from train.s2ldm.formulation import sampler_spec
 def joint(config: TrainConfig, steps: int) -> TrainConfig:
     """``config`` with a stage 3 of this length."""
     shared = {"steps": steps, "validation_crops": 4, "log_steps": 1}
-    return TrainConfig.model_validate(config.model_dump() | {"joint": {"loop": shared, "soft_window": True}})
+    widened = {"soft_window": True, "fine_blocks": 1, "contrast": 10.0}
+    return TrainConfig.model_validate(config.model_dump() | {"joint": {"loop": shared, **widened}})
 
 
 def test_stage_three_improves_what_is_painted_and_leaves_encoder_and_codebook(
@@ -44,12 +45,17 @@ def figure(folder: Path) -> float:
     return float(card["latest"]["psnr/model"])
 
 
-def test_the_narrow_window_of_the_exit_begins_as_nothing_and_is_learnt(trained: Any, tmp_path: Path) -> None:
+def test_what_the_exit_gains_begins_as_nothing_and_is_learnt(trained: Any, tmp_path: Path) -> None:
     config = joint(trained.config, 3)
     translator, _ = three.load_translator(trained.stage_two, config)
-    assert not translator.autoencoder.exit.soft.weight.any()
+    plain, _ = three.load_translator(trained.stage_two, trained.config)
+    x_n = torch.rand(1, 1, *config.data.crop) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(translator.eval()(x_n)[0], plain.eval()(x_n)[0])
     out = three.train_joint(config, trained.stage_two, tmp_path / "three", trained.cache)
-    assert ckpt.load(out).states["ema"]["module.autoencoder.exit.soft.weight"].any()
+    learnt = ckpt.load(out).states["ema"]
+    for gained in ("soft.weight", "fine.layers.0.weight", "fine.layers.3.weight"):
+        assert learnt[f"module.autoencoder.exit.{gained}"].any()
 
 
 def test_it_samples_as_the_engine_does(trained: Any) -> None:

@@ -177,17 +177,31 @@ def test_stage_two_resumes_to_the_bit(trained: Any, tmp_path: Path, monkeypatch:
     assert straight.total_steps == halves.total_steps == 4
 
 
+@pytest.mark.parametrize("phase", ["venous", "both"])
 def test_stage_three_resumes_to_the_bit(
-    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
     joint = {"loop": {"steps": 4, "validation_crops": 1}}
     config = TrainConfig.model_validate(trained.config.model_dump() | {"joint": joint})
+    stage_two = trained.stage_two
+    if phase == "both":
+        config = for_both(changed(config, 1))
+        one.train_autoencoder(config, tmp_path / "one", trained.cache)
+        stage_two = two.train_diffusion(config, tmp_path / "one", tmp_path / "two", trained.cache)
 
     def run(out: str, resume: bool = False) -> Path:
-        return three.train_joint(config, trained.stage_two, tmp_path / out, trained.cache, resume)
+        return three.train_joint(config, stage_two, tmp_path / out, trained.cache, resume)
 
     straight, halves = resumed(run, monkeypatch)
     assert same(straight.states, halves.states)
+
+
+def for_both(config: TrainConfig) -> TrainConfig:
+    """The same with one network for both phases."""
+    values = config.model_dump()
+    values["data"] |= {"phase": "both"}
+    values["diffusion"] |= {"phase_condition": True}
+    return TrainConfig.model_validate(values)
 
 
 def resumed(

@@ -101,3 +101,18 @@ def test_surroundings_are_averaged_as_one_box_would_be() -> None:
     x = torch.randn(1, 1, 6, 20, 9, generator=torch.Generator().manual_seed(0))
     box = torch.nn.functional.avg_pool3d(x, (5, 15, 9), 1, (2, 7, 4), count_include_pad=False)
     torch.testing.assert_close(losses._mean_around(x, (7, 15, 15)), box)
+
+
+def test_the_error_of_contrast_sees_a_vein_but_neither_noise_nor_an_organ_s_level() -> None:
+    rng = torch.Generator().manual_seed(0)
+    target = 0.04 * torch.randn(1, 1, 12, 40, 40, generator=rng)
+    vein = torch.zeros_like(target)
+    vein[..., 18:22, 18:22] = 0.2
+    error = losses.contrast_error
+    noise, missed = error(torch.zeros_like(target), target), error(target - vein, target)
+    assert noise < 0.1 * target.square().mean()
+    assert missed > 3 * noise
+    assert error(target + 0.3, target) < 1e-9
+    weight = 1.0 + 9.0 * (vein > 0)
+    assert error(target - vein, target, weight) > missed
+    assert error(target, target, weight) == 0

@@ -24,8 +24,9 @@ from train import checkpoint as ckpt
 from train.config import PHASES, TrainConfig, load_config
 from train.data import data_digest, training_pairs
 from train.pix2pix.config import Pix2PixConfig
+from train.s2ldm import train_joint as three
 from train.s2ldm.denoiser import Denoiser
-from train.s2ldm.go_on import go_on_with_diffusion
+from train.s2ldm.go_on import go_on_with_diffusion, go_on_with_joint
 from train.s2ldm.train_autoencoder import train_autoencoder
 from train.s2ldm.train_diffusion import train_diffusion
 
@@ -37,7 +38,7 @@ def both(tiny: TrainConfig) -> TrainConfig:
     """``tiny`` for both phases, with a handful of steps."""
     values = tiny.model_dump()
     values["data"] |= {"phase": "both", "phantoms": 2}
-    for stage in ("autoencoder", "diffusion"):
+    for stage in ("autoencoder", "diffusion", "joint"):
         values[stage]["loop"] |= {"steps": 6, "batch": 2, "validation_crops": 1}
     values["diffusion"] |= {"phase_condition": True, "encoded_crops": 4}
     return TrainConfig.model_validate(values)
@@ -102,6 +103,48 @@ def test_each_phase_is_a_bundle_the_engine_runs_and_their_weights_are_the_same(
     assert not np.array_equal(made[0].volume.hu, made[1].volume.hu)
 
 
+def test_stage_three_hears_the_phase_of_every_crop(both: TrainConfig, checkpoint: Path) -> None:
+    translator, _ = three.load_translator(checkpoint, both)
+    x_n = torch.rand(2, 1, *both.data.crop, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    embedding = translator.denoiser.unet.class_embedding.weight
+    for row in (0, 1):
+        translator.zero_grad()
+        painted, _ = translator(x_n, torch.tensor([0, 1]))
+        painted[row].square().sum().backward()
+        assert [bool(each.any()) for each in embedding.grad] == [row == 0, row == 1]
+    assert not any(p.requires_grad for p in translator.autoencoder.encoder.parameters())
+    with pytest.raises(ValueError, match="told the phase"):
+        translator(x_n)
+
+
+def test_stage_three_of_both_moves_what_it_may_and_becomes_two_bundles(
+    both: TrainConfig, checkpoint: Path, tmp_path: Path
+) -> None:
+    cache = checkpoint.parents[1] / "cache"
+    before = three.load_translator(checkpoint, both)[0].state_dict()
+    out = three.train_joint(both, checkpoint, tmp_path / "three", cache)
+    after = ckpt.averaged(ckpt.load(out).states["ema"])
+    still = [k for k in before if k.startswith(("autoencoder.encoder.", "autoencoder.quantizer."))]
+    assert all(torch.equal(before[k], after[k]) for k in still)
+    assert not torch.equal(*(w["denoiser.unet.class_embedding.weight"] for w in (before, after)))
+    parities = {phase: export_bundle(out, tmp_path / phase, phase=phase).parity for phase in PHASES}
+    files = {phase: read_bundle(tmp_path / phase).manifest.files for phase in PHASES}
+    assert files["arterial"]["decoder.onnx"] == files["venous"]["decoder.onnx"]
+    assert files["arterial"]["denoiser.onnx"] != files["venous"]["denoiser.onnx"]
+    assert all(found["whole"]["hu_mean"] < 0.2 for found in parities.values())
+
+
+def test_one_phase_of_stage_three_learns_on(both: TrainConfig, checkpoint: Path, tmp_path: Path) -> None:
+    cache = checkpoint.parents[1] / "cache"
+    start = ckpt.load(three.train_joint(both, checkpoint, tmp_path / "three", cache))
+    section = both.joint.model_dump() | {"optimiser": {"lr": 1e-12}}
+    still = TrainConfig.model_validate(both.with_phase("arterial").model_dump() | {"joint": section})
+    after = ckpt.load(go_on_with_joint(still, start, tmp_path / "on", cache))
+    assert after.states["scale"] == start.states["scale"]
+    for name, weight in start.states["translator"].items():
+        assert torch.allclose(weight, after.states["translator"][name], atol=1e-6), name
+
+
 def test_the_networks_of_a_phases_bundle_can_be_read_back(bundles: dict[str, Path]) -> None:
     model = rebuild(read_bundle(bundles["arterial"]))
     inputs = model.inputs()["denoiser"]
@@ -150,7 +193,3 @@ def test_both_phases_are_refused_where_the_network_is_not_told(tiny: TrainConfig
     refused = CliRunner().invoke(app, ["train", "autoencoder", "--config", str(file), "--phase", "both"])
     assert refused.exit_code == 78
     assert "phase_condition" in refused.output
-    file.write_text("[diffusion]\nphase_condition = true\n")
-    joint = CliRunner().invoke(app, ["train", "joint", "--config", str(file)])
-    assert joint.exit_code == 78
-    assert "stage 3" in joint.output

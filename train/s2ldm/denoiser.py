@@ -116,3 +116,17 @@ class Denoiser(nn.Module):
         if phase is None and self.phase is None:
             raise ValueError("this denoiser has to be told the phase")
         return torch.full((len(z_t),), self.phase, device=z_t.device) if phase is None else phase
+
+
+def split_phase(
+    config: TrainConfig, x_n: Tensor, rest: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """What came with x_n without the phases, and the phases (B,): the only one, where one is learnt.
+
+    None where the network is not told.
+    """
+    if not config.diffusion.phase_condition:
+        return rest, None
+    if config.data.phase == "both":
+        return rest[:-1], rest[-1]
+    return rest, torch.full((len(x_n),), PHASES.index(config.data.phase), device=x_n.device)

@@ -15,6 +15,7 @@ UNSHARP_AMOUNT = 0.5
 LAPLACIAN_AMOUNT = 0.25
 ENHANCEMENT_UNIT_HU = 100.0
 SURROUNDINGS = (7, 15, 15)
+LOCAL = (3, 3, 3)
 ADAPTIVE_MAX = 1e4
 
 
@@ -39,6 +40,17 @@ def reconstruction(
     if square:
         error = error + square * error.square()
     return error.mean() if weight is None else (error * weight).mean() / ranks.mean(weight.mean())
+
+
+def contrast_error(painted: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared error of local contrast, weighted like ``reconstruction``.
+
+    Contrast is the mean over ``LOCAL`` voxels, in which hardly any noise is left, less that over
+    ``SURROUNDINGS``, which takes out what a patient's level of enhancement does to a whole organ.
+    """
+    error = painted - target
+    square = (_mean_around(error, LOCAL) - _mean_around(error, SURROUNDINGS)).square()
+    return square.mean() if weight is None else (square * weight).mean() / ranks.mean(weight.mean())
 
 
 def enhancement_weight(

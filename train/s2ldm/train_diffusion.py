@@ -24,13 +24,13 @@ from engine import samplers
 from engine.volume import Float32
 from train import checkpoint as ckpt
 from train.ahead import Batches
-from train.config import PHASES, TrainConfig
+from train.config import TrainConfig
 from train.data import Pairs
 from train.loop import Parts, Plan, count_parameters, descend, set_rate, train
 from train.recompute import recompute
 from train.s2ldm import losses
 from train.s2ldm.autoencoder import SyncreticAutoencoder
-from train.s2ldm.denoiser import Denoiser
+from train.s2ldm.denoiser import Denoiser, split_phase
 from train.s2ldm.encoded import encoded_pairs
 from train.s2ldm.formulation import loss, pose, sampler_spec
 from train.s2ldm.train_autoencoder import STAGE as STAGE_ONE
@@ -118,7 +118,7 @@ class DiffusionTraining(Parts):
         """
         this = self.config.diffusion
         rate = set_rate(self.optimiser, this.optimiser, progress)
-        rest, phase = self.split_phase(x_n, rest)
+        rest, phase = split_phase(self.config, x_n, rest)
         encoded = len(rest) == 2
         e_n, e_c = (e * self.scale for e in rest) if encoded else self.encode_pair(x_n, *rest)
         problem = pose(this, e_n, e_c, progress)
@@ -130,14 +130,6 @@ class DiffusionTraining(Parts):
         self.ema.update_parameters(self.denoiser.module)
         gap = (e_c - e_n).abs().mean()
         return {"loss/diff": l_diff.detach(), "latent_gap": gap, "lr": rate, "skipped": skipped}
-
-    def split_phase(self, x_n: Tensor, rest: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """``rest`` without the phases, and the phases: the only one, where one is learnt."""
-        if not self.config.diffusion.phase_condition:
-            return rest, None
-        if self.config.data.phase == "both":
-            return rest[:-1], rest[-1]
-        return rest, torch.full((len(x_n),), PHASES.index(self.config.data.phase), device=x_n.device)
 
     def cell_weight(self, x_n: Tensor, x_c: Tensor) -> Tensor | None:
         """``diffusion.local``: the mean weight of each latent cell's voxels, (B, 1, d, h, w)."""
@@ -156,7 +148,7 @@ class DiffusionTraining(Parts):
     def show(self, x_n: Tensor, x_c: Tensor, seed: int, *phase: Tensor) -> dict[str, Tensor]:
         """D(E_n), stage 1 alone, and the whole model as it runs in service."""
         e_n, _ = self.encode_pair(x_n, x_c)
-        z = self.translate(e_n, x_n, seed, self.split_phase(x_n, phase)[1])
+        z = self.translate(e_n, x_n, seed, split_phase(self.config, x_n, phase)[1])
         with self.fabric.autocast():
             stage1, model = (self.autoencoder.decode(e / self.scale, x_n).float() for e in (e_n, z))
         return {"stage1": stage1, "model": model}

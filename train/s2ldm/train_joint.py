@@ -27,7 +27,7 @@ from train.data import Pairs
 from train.loop import Parts, Plan, count_parameters, descend, set_rate, train
 from train.s2ldm import losses
 from train.s2ldm.autoencoder import SyncreticAutoencoder
-from train.s2ldm.denoiser import Denoiser
+from train.s2ldm.denoiser import Denoiser, split_phase
 from train.s2ldm.train_diffusion import STAGE as STAGE_TWO
 
 STAGE = "joint"
@@ -59,19 +59,22 @@ def assemble(
 
 
 class LatentTranslator(nn.Module):
-    """x_n (B, 1, D, H, W) in [-1, 1] to x_c, as the engine does it: E, the bridge's Euler steps, Q, D."""
+    """x_n (B, 1, D, H, W) in [-1, 1] to x_c, as the engine does it: E, the bridge's Euler steps, Q, D.
+
+    Where the denoiser is told the phase, ``phase`` (B,) has each row's place in ``train.config.PHASES``.
+    """
 
     def __init__(self, config: TrainConfig, scale: float) -> None:
         super().__init__()
         self.denoiser = Denoiser(config)
         window = config.soft_window if config.joint.soft_window else None
-        self.autoencoder = SyncreticAutoencoder(config.autoencoder, window)
+        self.autoencoder = SyncreticAutoencoder(config.autoencoder, window, config.joint.fine_blocks)
         self.steps, self.scale = config.diffusion.sampler.steps, scale
         self.autoencoder.encoder.requires_grad_(False)
 
-    def forward(self, x_n: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_n: Tensor, phase: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The painted x_c and ẑ, scaled; Q is passed straight through by gradients."""
-        z = self.sample(self.encode(x_n), x_n)
+        z = self.sample(self.encode(x_n), x_n, phase)
         latent = z / self.scale
         if self.autoencoder.quantizer is not None and self.autoencoder.config.quantizer.quantize_at_decode:
             latent = latent + (self.autoencoder.quantizer.lookup(latent) - latent).detach()
@@ -82,12 +85,12 @@ class LatentTranslator(nn.Module):
         """E(x), scaled to unit deviation, fp32."""
         return self.autoencoder.encode(x).float() * self.scale
 
-    def sample(self, e_n: Tensor, x_n: Tensor) -> Tensor:
+    def sample(self, e_n: Tensor, x_n: Tensor, phase: Tensor | None = None) -> Tensor:
         """ẑ: ``engine.samplers.bridge`` with σ = 0."""
         z, seen = e_n, self.denoiser.look(x_n)
         for k in range(self.steps):
             t = torch.full((len(z),), k / self.steps, device=z.device)
-            z = z + self.denoiser.answer(z, e_n, t, seen).float() / self.steps
+            z = z + self.denoiser.answer(z, e_n, t, seen, phase).float() / self.steps
         return z
 
 
@@ -127,11 +130,15 @@ class JointTraining(Parts):
         """Nothing to prepare."""
         return pairs
 
-    def step(self, progress: float, x_n: Tensor, x_c: Tensor) -> dict[str, Tensor]:
-        """Translate, compare, one optimiser step of denoiser and decoder."""
+    def step(self, progress: float, x_n: Tensor, *rest: Tensor) -> dict[str, Tensor]:
+        """Translate, compare, one optimiser step of denoiser and decoder.
+
+        ``rest`` is x_c, then the phases where both are learnt.
+        """
         this = self.config.joint
         rate = set_rate(self.optimiser, this.optimiser, progress)
-        painted, z = self.translator(x_n)
+        (x_c,), phase = split_phase(self.config, x_n, rest)
+        painted, z = self.translator(x_n, phase)
         with self.fabric.autocast():
             e_c = self.ema.module.encode(x_c)
         terms = {
@@ -145,15 +152,19 @@ class JointTraining(Parts):
         return {name: value.detach() for name, value in terms.items()} | {"lr": rate, "skipped": skipped}
 
     def painted_loss(self, painted: Tensor, x_n: Tensor, x_c: Tensor) -> Tensor:
-        """L_rec as stage 1 weighs it, and ``joint.local`` besides, against x_c itself."""
-        weigh, (low, high) = self.config.autoencoder.loss, self.config.data.window_hu
-        voxels = losses.enhancement_weight(x_n, x_c, weigh.enhancement, high - low, self.config.joint.local)
-        return losses.reconstruction(painted, x_c, voxels, weigh.square)
+        """L_rec as stage 1 weighs it, with ``joint.local`` and ``joint.contrast``, against x_c itself."""
+        this, weigh = self.config.joint, self.config.autoencoder.loss
+        low, high = self.config.data.window_hu
+        voxels = losses.enhancement_weight(x_n, x_c, weigh.enhancement, high - low, this.local)
+        painted_loss = losses.reconstruction(painted, x_c, voxels, weigh.square)
+        if this.contrast:
+            painted_loss = painted_loss + this.contrast * losses.contrast_error(painted, x_c, voxels)
+        return painted_loss
 
-    def show(self, x_n: Tensor, x_c: Tensor, seed: int) -> dict[str, Tensor]:
+    def show(self, x_n: Tensor, x_c: Tensor, seed: int, *phase: Tensor) -> dict[str, Tensor]:
         """The whole model as it runs in service; σ = 0 asks for no noise."""
         with self.fabric.autocast():
-            painted, _ = self.ema.module.eval()(x_n)
+            painted, _ = self.ema.module.eval()(x_n, split_phase(self.config, x_n, phase)[1])
         return {"model": painted}
 
     def facts(self) -> dict[str, Any]:
