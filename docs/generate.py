@@ -337,7 +337,16 @@ def benchmark_tables() -> str:
 def _measured_where(found: Mapping[str, Any]) -> str:
     places = dict.fromkeys(row["machine"] for row in found.values())
     model = found["engine"]["model_id"] if "engine" in found else found["job"]["model_id"]
-    return f"Machine: {'; '.join(places)}. Model: `{model}`."
+    load = max(row["load"] for row in found.values())
+    words = (
+        f"Machine: {'; '.join(places)}. Model: `{model}`. Load average at the end of a run: at most {load:g}."
+    )
+    return words if load <= LOADED else f"{words} **{BUSY}**"
+
+
+LOADED = 3.0
+"""Load average above which two cores were busy with something else."""
+BUSY = "The machine was busy with other work: seconds here are too long, ratios are rough; measure again."
 
 
 PARTS: Mapping[str, Callable[[], str]] = {
