@@ -82,7 +82,7 @@ class Placed:
 
 
 class Draft:
-    """A file that is being written and has no name yet, while the disk is already taking it in."""
+    """A file that is being written and has no name yet."""
 
     def __init__(self, spool: Spool, file: io.FileIO, temporary: Path) -> None:
         self._spool = spool
@@ -353,12 +353,6 @@ def _write(file: io.FileIO, chunk: Chunk) -> None:
     rest = memoryview(chunk)
     while rest:
         rest = rest[file.write(rest) :]
-
-
-def _start_writing_back(file: io.FileIO) -> None:
-    """Ask the system to begin with the disk's part: the fsync that follows then waits less."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _writer_lives(path: Path) -> bool:
