@@ -53,9 +53,6 @@ DIGEST_IN_NAME = 16
 REMOVAL_LOCK = "removal.lock"
 """The file that those who receive lock together and those who remove lock alone."""
 
-WRITE_BACK_BYTES = 128 * 1024
-"""How much of a file is written before the disk is asked to begin with it."""
-
 MOST_FOLDERS_KNOWN = 4096
 """Folders remembered to be on the disk; beyond that they are looked at again."""
 
@@ -85,7 +82,7 @@ class Placed:
 
 
 class Draft:
-    """A file that is being written and has no name yet, while the disk is already taking it in."""
+    """A file that is being written and has no name yet."""
 
     def __init__(self, spool: Spool, file: io.FileIO, temporary: Path) -> None:
         self._spool = spool
@@ -93,19 +90,14 @@ class Draft:
         self._temporary = temporary
         self._digest = hashlib.sha256()
         self._bytes = 0
-        self._bytes_begun = 0
         self.is_placed = False
         """Whether it has its name: there is no temporary file any more."""
 
     def write(self, chunk: Chunk) -> None:
         """Write ``chunk`` behind what was written; raises SpoolFull or OSError."""
         _write(self._file, chunk)
-        self._bytes += len(chunk)
-        waiting = self._bytes - self._bytes_begun
-        if waiting >= WRITE_BACK_BYTES:
-            _start_writing_back(self._file, self._bytes_begun, waiting)
-            self._bytes_begun = self._bytes
         self._digest.update(chunk)
+        self._bytes += len(chunk)
 
     def sha256(self) -> str:
         """The digest of all that was written."""
@@ -367,12 +359,6 @@ def _write(file: io.FileIO, chunk: Chunk) -> None:
     rest = memoryview(chunk)
     while rest:
         rest = rest[file.write(rest) :]
-
-
-def _start_writing_back(file: io.FileIO, start: int, length: int) -> None:
-    """Ask the system to begin with the disk's part: the fsync that follows then waits less."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
 
 
 def _writer_lives(path: Path) -> bool:
