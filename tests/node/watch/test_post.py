@@ -91,7 +91,7 @@ def test_a_journey_is_logged_counted_and_audited_and_only_the_audit_names_the_pa
     assert moved == moves
     assert 's2node_alerts_total{kind="association refused"} 1.0' in figures
     assert 's2node_delivered_instances_total{destination="pacs",outcome="delivered"} 24.0' in figures
-    assert 's2node_stage_seconds_count{phase="arterial",stage="model"} 1.0' in figures
+    assert 's2node_stage_seconds_count{phase="arterial",stage="compose"} 1.0' in figures
     header = series[0]
     for text in (figures, log.getvalue()):
         assert not re.search(r"\d+(\.\d+){5,}", text)
