@@ -90,7 +90,7 @@ class FineBranch(nn.Module):
     """What stage 3 adds to Δ: small vessels, painted at patch resolution; begun at zero.
 
     Between a vein and the liver lie 10 to 20 HU. Normalisation divides by what a whole crop holds, air and
-    bone included, and gives the same vein another size in every crop: with it no branch was found.
+    bone included, and gives the same vein another size in every crop.
     """
 
     def __init__(self, channels: int, width: int, blocks: int, voxels: int) -> None:
