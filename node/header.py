@@ -7,6 +7,7 @@ the wanted elements are copied out, and only that excerpt is parsed.
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ LAST_GROUP: Final = 0x0071
 
 MAX_WANTED_BYTES: Final = 256 * 1024
 """Longest value of an element that is copied out."""
+MAX_ELEMENTS: Final = 50_000
+"""Most elements that are walked; a megabyte of zeros would be a hundred thousand."""
 MAX_DEPTH: Final = 32
 """Deepest nesting of sequences of undefined length that is walked."""
 MAX_INFLATED_BYTES: Final = 8 * 1024 * 1024
@@ -164,9 +167,10 @@ def _wanted(data: memoryview, encoding: Encoding, *, is_whole: bool) -> Iterator
 
     Raises HeaderRefused where data that are not the whole end before one knows that there are no more.
     """
-    at, size, head = 0, len(data), encoding.short_head
+    at, size, head, walked = 0, len(data), encoding.short_head, itertools.count(1)
     short_vrs: frozenset[bytes] = frozenset() if encoding.is_implicit else SHORT_VRS
     while at + 8 <= size:
+        _refuse_too_many(walked)
         group, number, vr, length = head(data, at)
         if group > LAST_GROUP:
             return
@@ -176,7 +180,7 @@ def _wanted(data: memoryview, encoding: Encoding, *, is_whole: bool) -> Iterator
                 raise HeaderRefused("an element is longer than the data set")
         else:
             element = _element_at(data, at, encoding)
-            start, value, at = at, element.value, _end_of(data, element, encoding)
+            start, value, at = at, element.value, _end_of(data, element, encoding, walked)
         tag = group << 16 | number
         if tag in WANTED or tag in CREATORS:
             if at - value > MAX_WANTED_BYTES:
@@ -197,17 +201,22 @@ def _element_at(data: memoryview, at: int, encoding: Encoding) -> Element:
     return Element(group << 16 | number, False, at, at + 8, length)
 
 
-def _end_of(data: memoryview, element: Element, encoding: Encoding) -> int:
+def _refuse_too_many(walked: Iterator[int]) -> None:
+    if next(walked) > MAX_ELEMENTS:
+        raise HeaderRefused("the header has too many elements")
+
+
+def _end_of(data: memoryview, element: Element, encoding: Encoding, walked: Iterator[int]) -> int:
     """Where the next element begins; raises HeaderRefused where the value reaches beyond the data."""
     if element.length == UNDEFINED:
-        return _end_of_sequence(data, element, encoding)
+        return _end_of_sequence(data, element, encoding, walked)
     end = element.value + element.length
     if end > len(data):
         raise HeaderRefused("an element is longer than the data set")
     return end
 
 
-def _end_of_sequence(data: memoryview, element: Element, encoding: Encoding) -> int:
+def _end_of_sequence(data: memoryview, element: Element, encoding: Encoding, walked: Iterator[int]) -> int:
     """The end of a value of undefined length, nested ones walked without recursion (PS3.5 7.5).
 
     The content of an unknown (UN) value of undefined length is Implicit VR Little Endian (PS3.5 6.2.2).
@@ -215,6 +224,7 @@ def _end_of_sequence(data: memoryview, element: Element, encoding: Encoding) -> 
     open_: list[tuple[int, Encoding]] = [(SEQUENCE_END, _within(element, encoding))]
     at = element.value
     while open_:
+        _refuse_too_many(walked)
         closer, inner = open_[-1]
         found = _element_at(data, at, inner)
         at = found.value
@@ -223,7 +233,7 @@ def _end_of_sequence(data: memoryview, element: Element, encoding: Encoding) -> 
         elif closer == SEQUENCE_END and found.tag != ITEM:
             raise HeaderRefused("a sequence holds something that is no item")
         elif found.length != UNDEFINED:
-            at = _end_of(data, found, inner)
+            at = _end_of(data, found, inner, walked)
         elif closer == SEQUENCE_END:
             open_.append((ITEM_END, inner))
         else:

@@ -19,6 +19,7 @@ from pydicom.uid import CTImageStorage
 
 from node.header import (
     MAX_DEPTH,
+    MAX_ELEMENTS,
     MAX_INFLATED_BYTES,
     MAX_WANTED_BYTES,
     Header,
@@ -144,6 +145,18 @@ def test_a_length_beyond_the_data_is_refused() -> None:
     lie = struct.pack("<HH2sHL", 0x0009, 0x1001, b"OB", 0, 2**31)
     with pytest.raises(HeaderRefused, match="longer than the data set"):
         header_of(between_groups(lie))
+
+
+def test_a_header_of_nothing_but_empty_elements_is_refused() -> None:
+    with pytest.raises(HeaderRefused, match="too many elements"):
+        header_of(bytes(8 * (MAX_ELEMENTS + 1)))
+
+
+def test_a_sequence_of_nothing_but_empty_items_is_refused() -> None:
+    opening = struct.pack("<HH2sHL", 0x0008, 0x1140, b"SQ", 0, 0xFFFFFFFF)
+    item = struct.pack("<HHL", 0xFFFE, 0xE000, 0)
+    with pytest.raises(HeaderRefused, match="too many elements"):
+        header_of(between_groups(opening + item * MAX_ELEMENTS))
 
 
 def test_an_endless_nesting_is_refused_without_recursion() -> None:
