@@ -13,76 +13,107 @@ both ends of the window: air, and bone above it, are the source's own values.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice, repeat
+
 import numpy as np
 
-from engine.volume import Float32, Vec3
+from engine.volume import Float32, Shape3, Vec3
 
 RADIUS_MM = 2.0
 """Half the width of the guided filter's box: wide enough for grain, narrower than a vein in the liver."""
 EPSILON_HU2 = 25.0
 """Variance of D(ẑ) in a box that counts as flat: (5 HU)², above a decoder's texture, below an edge."""
-SLAB = 24
-"""Slices filtered at a time, or more where the boxes reach further."""
 
 
 def detail_residual(residual: Float32, guide: Float32, detail: float, spacing_mm: Vec3) -> Float32:
     """Δ_w, written over ``residual`` (Δ); ``guide`` is D(ẑ) on the same grid, HU both. ``detail`` is w."""
     if detail == 0:
         return residual
-    radius = tuple(max(1, round(RADIUS_MM / s)) for s in spacing_mm)
-    done: list[tuple[int, Float32]] = []
-    step = max(SLAB, 2 * radius[0])
-    for start in range(0, len(residual), step):
-        stop = min(start + step, len(residual))
-        low, high = max(0, start - 2 * radius[0]), min(len(residual), stop + 2 * radius[0])
-        filtered = guided_filter(residual[low:high], guide[low:high], radius, EPSILON_HU2)[
-            start - low : stop - low
-        ]
-        for first, slab in done:  # the slab before is written only now: this one needed its Δ
-            residual[first : first + len(slab)] = slab
-        done = [(start, (1 - detail) * residual[start:stop] + detail * filtered)]
-    for first, slab in done:
-        residual[first : first + len(slab)] = slab
+    slices, rows, columns = (max(1, round(RADIUS_MM / s)) for s in spacing_mm)
+    for plane, filtered in zip(
+        residual, guided_filter(residual, guide, (slices, rows, columns), EPSILON_HU2), strict=True
+    ):
+        filtered *= detail
+        plane *= 1 - detail
+        plane += filtered
     return residual
 
 
-def guided_filter(p: Float32, guide: Float32, radius: tuple[int, ...], epsilon: float) -> Float32:
-    """GF(p): a = cov(I, p)/(var(I) + ε), b = p̄ − a Ī over boxes of 2·radius + 1; q = ā I + b̄.
+def guided_filter(p: Float32, guide: Float32, radius: Shape3, epsilon: float) -> Iterator[Float32]:
+    """GF(p), slice by slice: a = cov(I, p)/(var(I) + ε), b = p̄ − a Ī over boxes of 2·radius + 1; q = ā I + b̄.
 
     Means are subtracted first: in exact numbers it changes nothing, in float32 it keeps a constant p exact.
+    A slice of p is not looked at any more once that of q is there, so that it may be written over.
     """
-    middle_p, middle_i = float(p.mean(dtype=np.float64)), float(guide.mean(dtype=np.float64))
-    p, guide = p - np.float32(middle_p), guide - np.float32(middle_i)
-    mean_p, mean_i = box_mean(p, radius), box_mean(guide, radius)
-    a = box_mean(guide * p, radius)
-    a -= mean_i * mean_p
-    variance = box_mean(guide * guide, radius)
-    variance -= mean_i * mean_i
-    a /= np.maximum(variance, 0, out=variance) + np.float32(epsilon)
-    b = mean_p
-    b -= a * mean_i
-    q = box_mean(a, radius)
-    q *= guide
-    q += box_mean(b, radius)
-    q += np.float32(middle_p)
-    return q
+    middle_p, middle_i = (np.float32(each.mean(dtype=np.float64)) for each in (p, guide))
+    means = _box_means(_products(p, guide, middle_p, middle_i), radius)
+    for i, (a, b) in zip(guide, _box_means(_lines(means, epsilon), radius), strict=True):
+        a *= i - middle_i
+        a += b
+        a += middle_p
+        yield a
 
 
-def box_mean(values: Float32, radius: tuple[int, ...]) -> Float32:
+def _products(p: Float32, guide: Float32, middle_p: np.float32, middle_i: np.float32) -> Iterator[Float32]:
+    """p, I, I p and I² of every slice, as one array."""
+    for p_slice, i_slice in zip(p, guide, strict=True):
+        each = np.empty((4, *p_slice.shape), dtype=np.float32)
+        np.subtract(p_slice, middle_p, out=each[0])
+        np.subtract(i_slice, middle_i, out=each[1])
+        np.multiply(each[1], each[:2], out=each[2:])
+        yield each
+
+
+def _lines(means: Iterable[Float32], epsilon: float) -> Iterator[Float32]:
+    """a and b of every slice, as one array, of the means of what ``_products`` gives."""
+    for mean_p, mean_i, covariance, variance in means:
+        covariance -= mean_i * mean_p
+        variance -= mean_i * mean_i
+        covariance /= np.maximum(variance, 0, out=variance) + np.float32(epsilon)
+        mean_i *= covariance
+        mean_p -= mean_i
+        yield np.stack([covariance, mean_p])
+
+
+def box_mean(values: Float32, radius: Shape3) -> Float32:
     """Mean over 2·radius + 1 voxels along each axis, the edge repeated."""
-    for axis, r in enumerate(radius):
-        values = _mean_along(values, axis, r)
-    return values
+    return np.stack(list(_box_means(iter(values), radius)))
+
+
+def _box_means(planes: Iterable[Float32], radius: Shape3) -> Iterator[Float32]:
+    """Means over boxes, of slices as they come; two slices of a box's half are held at a time, and one more."""
+    slices, rows, columns = radius
+    window: deque[Float32] = deque(maxlen=2 * slices + 1)
+    for plane in _ends_repeated((_mean_along(_mean_along(p, -1, columns), -2, rows) for p in planes), slices):
+        window.append(plane)
+        if len(window) == window.maxlen:
+            total = window[0].copy()
+            for other in islice(window, 1, None):
+                total += other
+            total *= np.float32(1 / len(window))
+            yield total
+
+
+def _ends_repeated(planes: Iterable[Float32], count: int) -> Iterator[Float32]:
+    for number, plane in enumerate(planes):
+        yield from repeat(plane, 1 if number else count + 1)
+    yield from repeat(plane, count)
 
 
 def _mean_along(values: Float32, axis: int, r: int) -> Float32:
-    widths = [(r, r) if a == axis else (0, 0) for a in range(values.ndim)]
-    padded = np.moveaxis(np.pad(values, widths, mode="edge"), axis, 0)
-    total = padded[: values.shape[axis]].copy()
-    for shift in range(1, 2 * r + 1):
-        total += padded[shift : shift + values.shape[axis]]
+    """Mean over 2r + 1 voxels along one axis, the edge repeated."""
+    total = values.copy()
+    t, v = np.moveaxis(total, axis, 0), np.moveaxis(values, axis, 0)
+    for shift in range(1, r + 1):
+        k = min(shift, len(v))
+        t[:-k] += v[k:]
+        t[-k:] += v[-1]
+        t[k:] += v[:-k]
+        t[:k] += v[0]
     total *= np.float32(1 / (2 * r + 1))
-    return np.moveaxis(total, 0, axis)
+    return total
 
 
 def add_within_window(
@@ -96,9 +127,15 @@ def add_within_window(
 
 def window_weight(source: Float32, window_hu: tuple[float, float], edge_hu: float) -> Float32:
     """g: 0 outside the window, 1 inside it by ``edge_hu`` and more, 3u² − 2u³ between."""
-    low, high = (np.float32(limit) for limit in window_hu)
-    depth = np.minimum(source - low, high - source)
-    depth /= np.float32(min(edge_hu, (window_hu[1] - window_hu[0]) / 2))
+    low, high = window_hu
+    edge = min(edge_hu, (high - low) / 2)
+    depth = source - np.float32((low + high) / 2)
+    np.abs(depth, out=depth)
+    depth *= np.float32(-1 / edge)
+    depth += np.float32((high - low) / 2 / edge)
     np.clip(depth, 0, 1, out=depth)
-    weight: Float32 = depth * depth * (3 - 2 * depth)
+    weight = depth * np.float32(-2)
+    weight += np.float32(3)
+    weight *= depth
+    weight *= depth
     return weight

@@ -31,7 +31,7 @@ from engine.volume import Float32, Geometry, Shape3, Volume
 
 Progress = Callable[[float], None]
 
-SLAB = 8
+SLAB = 2
 """Slices composed at a time: few enough that what is summed up stays in a processor's cache."""
 MODEL_SHARE = 0.95
 """Part of the progress bar that belongs to the tiles; composition has the rest."""
@@ -80,17 +80,23 @@ class Engine:
         return other
 
     def synthesize(
-        self, volume: Volume, *, seed: int, progress: Progress = lambda fraction: None
+        self,
+        volume: Volume,
+        *,
+        seed: int,
+        progress: Progress = lambda fraction: None,
+        body: Body | None = None,
     ) -> Synthesis:
         """The bundle's phase on ``volume``'s grid; the same volume and seed give the same bytes.
 
-        ``progress`` is told fractions from 0 to 1. Raises VolumeUnsupported or SynthesisFailed.
+        ``progress`` is told fractions from 0 to 1; ``body`` is what ``find_body`` finds, where that is known
+        already. Raises VolumeUnsupported or SynthesisFailed.
         """
         manifest = self.bundle.manifest
         check_volume(volume, manifest, self.limits)
         seconds: dict[str, float] = {}
         with _timed(seconds, "body"):
-            body = find_body(volume)
+            body = body or find_body(volume)
             grid = model_grid(volume.geometry, body.box, manifest.spacing_mm)
             check_model_grid(grid.model, self.limits)
         with _timed(seconds, "resample"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 
 from config.intake import IntakeSettings
+from engine.body import find_body
 from engine.pipeline import Engine
 from engine.synthesis import Synthesis
 from engine.volume import Volume
@@ -58,12 +59,16 @@ def build(
     fractions from 0 to 1. Raises SeriesRejected, or what the engine raises.
     """
     series = read_examined(paths, rules)
+    axes = axes_to_flip(series.volume.geometry)
+    upright = flipped(series.volume, axes)
+    body = find_body(upright)
     progress(READ_SHARE)
     share = (1 - READ_SHARE) / max(1, len(engines))
     syntheses: list[Synthesis] = []
     for number, engine in enumerate(engines.values()):
         part = _part_of(progress, READ_SHARE + number * share, share)
-        syntheses.append(_synthesize(engine, series.volume, seed, part))
+        synthesis = engine.synthesize(upright, seed=seed, progress=part, body=body)
+        syntheses.append(replace(synthesis, volume=_turned_back(synthesis.volume, axes, series)))
     sets = [_outputs_of(series, synthesis, context, kind) for synthesis in syntheses for kind in kinds]
     progress(1.0)
     return Built(series, tuple(syntheses), tuple(sets))
@@ -77,13 +82,9 @@ def read_examined(paths: Sequence[Path], rules: IntakeSettings) -> SourceSeries:
     return replace(series, findings=(*series.findings, *examine_series(series, rules)))
 
 
-def _synthesize(engine: Engine, volume: Volume, seed: int, progress: Progress) -> Synthesis:
-    """Models know upright patients: turn the volume for them, and their answer back to the source's grid."""
-    axes = axes_to_flip(volume.geometry)
-    synthesis = engine.synthesize(flipped(volume, axes), seed=seed, progress=progress)
-    if not axes:
-        return synthesis
-    return replace(synthesis, volume=volume.with_array(flipped(synthesis.volume, axes).hu))
+def _turned_back(volume: Volume, axes: tuple[int, ...], series: SourceSeries) -> Volume:
+    """Models know upright patients; their answer goes back onto the source's grid."""
+    return series.volume.with_array(flipped(volume, axes).hu) if axes else volume
 
 
 def _outputs_of(series: SourceSeries, synthesis: Synthesis, context: OutputContext, kind: str) -> OutputSet:

@@ -17,7 +17,7 @@ from engine.volume import Float32
 from node import tags
 from node.outputs import copied, provenance
 from node.outputs.context import OutputContext
-from node.outputs.encoding import declare_encoding
+from node.outputs.encoding import declare_encoding, encoded
 from node.outputs.phases import style_of
 from node.outputs.provenance import Derivation
 from node.series import SourceSeries
@@ -35,11 +35,11 @@ def make_ct_series(series: SourceSeries, synthesis: Synthesis, context: OutputCo
     """
     check_synthesis(series, synthesis)
     derivation = Derivation(KIND, synthesis.phase.upper(), 0, series, synthesis, context)
-    numbers = instance_numbers(series)
-    slices = [_slice(derivation, index, to_stored(hu)) for index, hu in enumerate(synthesis.volume.hu)]
-    for ds, number in zip(slices, numbers, strict=True):
-        ds.InstanceNumber = number
-    return slices
+    shared = encoded(_shared(derivation))
+    return [
+        _slice(derivation, shared, index, number, to_stored(synthesis.volume.hu[index]))
+        for index, number in enumerate(instance_numbers(series))
+    ]
 
 
 def check_synthesis(series: SourceSeries, synthesis: Synthesis) -> None:
@@ -67,15 +67,31 @@ def instance_numbers(series: SourceSeries) -> list[int]:
     return usable if len(set(usable)) == len(found) else list(range(1, len(found) + 1))
 
 
-def _slice(derivation: Derivation, index: int, stored: NDArray[np.int16]) -> Dataset:
+def _shared(derivation: Derivation) -> Dataset:
+    """What every slice says in the same words."""
     ds = Dataset()
     copied.copy_identity(derivation.source, ds)
-    _copy_slice(derivation.series.headers[index], ds)
     provenance.describe(ds, derivation)
-    _identify(ds, derivation, index)
+    ds.SOPClassUID = CTImageStorage
+    ds.Modality = "CT"
+    ds.ImageType = ["DERIVED", "SECONDARY", "AXIAL", "SYNTHETIC", derivation.phase]
+    _describe_pixels(ds, derivation)
+    return ds
+
+
+def _slice(
+    derivation: Derivation, shared: Dataset, index: int, number: int, stored: NDArray[np.int16]
+) -> Dataset:
+    ds = Dataset()
+    ds.update(shared)
+    header = derivation.series.headers[index]
+    _copy_slice(header, ds)
+    source_uid, frame = tags.text(header, "SOPInstanceUID"), derivation.frame_number(index)
+    ds.SOPInstanceUID = UID(provenance.instance_uid(derivation.private_values(), source_uid, frame))
+    ds.InstanceNumber = number
     ds.SourceImageSequence = [provenance.source_reference(derivation, index)]
     ds.ReferencedSeriesSequence = [provenance.referenced_series(derivation, [index])]
-    _set_pixels(ds, stored, derivation.synthesis.phase)
+    ds.add_new("PixelData", "OW", np.ascontiguousarray(stored, dtype="<i2").tobytes())
     declare_encoding(ds)
     return ds
 
@@ -87,21 +103,13 @@ def _copy_slice(header: Dataset, ds: Dataset) -> None:
     copied.copy_lossy(header, ds)
 
 
-def _identify(ds: Dataset, derivation: Derivation, index: int) -> None:
-    source_uid = tags.text(derivation.series.headers[index], "SOPInstanceUID")
-    frame = derivation.frame_number(index)
-    ds.SOPClassUID = CTImageStorage
-    ds.SOPInstanceUID = UID(provenance.instance_uid(derivation.private_values(), source_uid, frame))
-    ds.Modality = "CT"
-    ds.ImageType = ["DERIVED", "SECONDARY", "AXIAL", "SYNTHETIC", derivation.phase]
-
-
-def _set_pixels(ds: Dataset, stored: NDArray[np.int16], phase: str) -> None:
+def _describe_pixels(ds: Dataset, derivation: Derivation) -> None:
     """Image Pixel, Modality LUT and one VOI window (PS3.3 C.7.6.3, C.8.2.1, C.11.2)."""
+    phase = derivation.synthesis.phase
     style = style_of(phase)
     ds.SamplesPerPixel = 1
     ds.PhotometricInterpretation = "MONOCHROME2"
-    ds.Rows, ds.Columns = stored.shape
+    _, ds.Rows, ds.Columns = derivation.series.volume.geometry.shape
     ds.BitsAllocated = ds.BitsStored = 16
     ds.HighBit = 15
     ds.PixelRepresentation = 1
@@ -111,4 +119,3 @@ def _set_pixels(ds: Dataset, stored: NDArray[np.int16], phase: str) -> None:
     ds.WindowCenter = style.window_center_hu
     ds.WindowWidth = style.window_width_hu
     ds.WindowCenterWidthExplanation = f"SYNTHETIC {phase.upper()}"
-    ds.add_new("PixelData", "OW", np.ascontiguousarray(stored, dtype="<i2").tobytes())

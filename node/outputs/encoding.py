@@ -11,7 +11,9 @@ from pydicom.charset import convert_encodings
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.filewriter import dcmwrite
+from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_dataset
+from pydicom.filewriter import dcmwrite, write_dataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
@@ -46,6 +48,19 @@ def _raw_copy(element: RawDataElement, tag: BaseTag, vr: str) -> RawDataElement:
     if len(value) % 2:
         value += b"\x00" if vr == "UI" else b" "
     return RawDataElement(tag, vr, len(value), value, 0, False, True)
+
+
+def encoded(ds: Dataset) -> Dataset:
+    """The same elements, already encoded: nobody can change them, so that many instances may hold them.
+
+    Whatever holds them needs ``declare_encoding``, as ``ds`` does before.
+    """
+    declare_encoding(ds)
+    buffer = DicomBytesIO()
+    buffer.is_implicit_VR, buffer.is_little_endian = False, True
+    write_dataset(buffer, ds)
+    buffer.seek(0)
+    return read_dataset(buffer, is_implicit_VR=False, is_little_endian=True)
 
 
 def declare_encoding(ds: Dataset) -> None:
