@@ -1,8 +1,8 @@
 """A DICOM peer: all files over one association, every answer kept.
 
 A file's own transfer syntax and, where it can be turned into them, Explicit and Implicit VR Little Endian are
-proposed, each in a presentation context of its own; the file is sent in its own where that was accepted. An
-AE is made per association: one shared by several threads loses answers (pynetdicom #137).
+proposed, each in a presentation context of its own; the file is sent as it lies where its own was accepted.
+An AE is made per association: one shared by several threads loses answers (pynetdicom #137).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID
-from pynetdicom import AE, build_context, build_role, evt
+from pynetdicom import AE, _config, build_context, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.presentation import PresentationContext
@@ -27,6 +27,9 @@ from node.destinations.answer import Answer, Verdict, store_status, words_of
 from node.destinations.transcode import read_as, usable
 from node.errors import DestinationRefused, DestinationUnreachable
 from node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+
+_config.STORE_SEND_CHUNKED_DATASET = True
+"""A file that is named, not read, is sent byte for byte, without a parser between."""
 
 REJECTED_PERMANENT = 0x01
 """Result field of A-ASSOCIATE-RJ (PS3.8 Table 9-21)."""
@@ -165,8 +168,9 @@ def store(assoc: Association, path: Path, meta: Dataset) -> int:
     """C-STORE one file; returns its status. Raises DestinationUnreachable where there is none."""
     if not assoc.is_established:
         raise DestinationUnreachable("the association was aborted")
-    ds = read_as(path, accepted_for(assoc, meta.MediaStorageSOPClassUID))
-    status = assoc.send_c_store(ds).get("Status")
+    accepted = accepted_for(assoc, meta.MediaStorageSOPClassUID)
+    as_it_is = meta.TransferSyntaxUID in accepted
+    status = assoc.send_c_store(path if as_it_is else read_as(path, accepted)).get("Status")
     if status is None:
         raise DestinationUnreachable("no answer to C-STORE: timed out or aborted")
     return int(status)
