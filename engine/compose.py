@@ -32,12 +32,9 @@ def detail_residual(residual: Float32, guide: Float32, detail: float, spacing_mm
     if detail == 0:
         return residual
     slices, rows, columns = (max(1, round(RADIUS_MM / s)) for s in spacing_mm)
-    for plane, filtered in zip(
-        residual, guided_filter(residual, guide, (slices, rows, columns), EPSILON_HU2), strict=True
-    ):
-        filtered *= detail
-        plane *= 1 - detail
-        plane += filtered
+    filtered = guided_filter(residual, guide, (slices, rows, columns), EPSILON_HU2)
+    for number, plane in enumerate(filtered):
+        residual[number] = (1 - detail) * residual[number] + detail * plane
     return residual
 
 
@@ -50,10 +47,7 @@ def guided_filter(p: Float32, guide: Float32, radius: Shape3, epsilon: float) ->
     middle_p, middle_i = (np.float32(each.mean(dtype=np.float64)) for each in (p, guide))
     means = _box_means(_products(p, guide, middle_p, middle_i), radius)
     for i, (a, b) in zip(guide, _box_means(_lines(means, epsilon), radius), strict=True):
-        a *= i - middle_i
-        a += b
-        a += middle_p
-        yield a
+        yield a * (i - middle_i) + (b + middle_p)
 
 
 def _products(p: Float32, guide: Float32, middle_p: np.float32, middle_i: np.float32) -> Iterator[Float32]:
@@ -68,13 +62,10 @@ def _products(p: Float32, guide: Float32, middle_p: np.float32, middle_i: np.flo
 
 def _lines(means: Iterable[Float32], epsilon: float) -> Iterator[Float32]:
     """a and b of every slice, as one array, of the means of what ``_products`` gives."""
-    for mean_p, mean_i, covariance, variance in means:
-        covariance -= mean_i * mean_p
-        variance -= mean_i * mean_i
-        covariance /= np.maximum(variance, 0, out=variance) + np.float32(epsilon)
-        mean_i *= covariance
-        mean_p -= mean_i
-        yield np.stack([covariance, mean_p])
+    for mean_p, mean_i, mean_ip, mean_ii in means:
+        variance = np.maximum(mean_ii - mean_i * mean_i, 0)
+        a = (mean_ip - mean_i * mean_p) / (variance + np.float32(epsilon))
+        yield np.stack([a, mean_p - a * mean_i])
 
 
 def box_mean(values: Float32, radius: Shape3) -> Float32:
@@ -83,7 +74,7 @@ def box_mean(values: Float32, radius: Shape3) -> Float32:
 
 
 def _box_means(planes: Iterable[Float32], radius: Shape3) -> Iterator[Float32]:
-    """Means over boxes, of slices as they come; two slices of a box's half are held at a time, and one more."""
+    """Means over boxes, of slices as they come; as many are held as a box has."""
     slices, rows, columns = radius
     window: deque[Float32] = deque(maxlen=2 * slices + 1)
     for plane in _ends_repeated((_mean_along(_mean_along(p, -1, columns), -2, rows) for p in planes), slices):

@@ -19,10 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-
-from pydicom.dataset import Dataset
 
 from config.intake import IntakeSettings
 from config.settings import Settings, StorageSettings
@@ -39,9 +37,10 @@ from node.build import read_examined
 from node.demo import ARCHIVE_AE, NODE_AE, QUIET_S, demo_settings, local_peer, wait_for_jobs
 from node.errors import NodeError
 from node.models import ModelStore
+from node.outbox import put
 from node.outputs import OUTPUTS
 from node.outputs.context import context_of
-from node.outputs.encoding import to_bytes
+from node.outputs.encoding import Instance, to_bytes
 from node.phantom_dicom import phantom_series
 from node.service import Node
 from node.spool import Spool
@@ -134,9 +133,9 @@ def run_job(bundle: Path, source: Path, work: Path, threads: int) -> dict[str, A
     stages |= synthesis.seconds
     with _timed(stages, "write"):
         spool, context = Spool(work / "node"), context_of(settings, generation=1, created=AT)
-        datasets = OUTPUTS["ct_series"](series, synthesis, context)
+        made = [Instance.of(ds) for ds in OUTPUTS["ct_series"](series, synthesis, context)]
         with ThreadPoolExecutor(WRITERS) as pool:
-            list(pool.map(lambda ds: spool.place(to_bytes(ds), _place_of(ds)), datasets))
+            list(pool.map(lambda each: put(spool, each, job_id=0, phase="", kind="ct_series"), made))
     seconds = time.perf_counter() - began
     graphs = sum(stages[name] for name in engine.bundle.manifest.graphs)
     return {
@@ -213,10 +212,6 @@ def _travel(work: Path, paths: Sequence[Path], models: Sequence[Path], limit_s: 
         "reached_s": {state: round(came[state] - sent, ROUNDED) for state in REACHED if state in came},
         "machine": machine(),
     }
-
-
-def _place_of(ds: Dataset) -> PurePosixPath:
-    return PurePosixPath("outbox") / f"{ds.SOPInstanceUID}.dcm"
 
 
 @contextmanager

@@ -1,12 +1,11 @@
-"""Files of one series in, finished datasets out: the one place used by the worker and by `translate`."""
+"""Files of one series in, finished files out: the one place used by the worker and by `translate`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from pydicom.dataset import Dataset
 
 from config.intake import IntakeSettings
 from engine.body import find_body
@@ -16,6 +15,7 @@ from engine.volume import Volume
 from node.intake import examine_headers, examine_series
 from node.orientation import axes_to_flip, flipped
 from node.outputs import OUTPUTS, OutputContext
+from node.outputs.encoding import Instance
 from node.series import SourceSeries, read_headers, read_series
 
 Progress = Callable[[float], None]
@@ -26,12 +26,12 @@ READ_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class OutputSet:
-    """Every instance of one output series."""
+    """Every instance of one output series, as files."""
 
     phase: str
     kind: str
     series_instance_uid: str
-    datasets: tuple[Dataset, ...]
+    instances: tuple[Instance, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Built:
 
     series: SourceSeries
     syntheses: tuple[Synthesis, ...]
-    datasets: tuple[OutputSet, ...]
+    outputs: tuple[OutputSet, ...]
 
 
 def build(
@@ -53,9 +53,9 @@ def build(
     kinds: Sequence[str] = ("ct_series",),
     seed: int = 0,
 ) -> Built:
-    """Read, examine, synthesize every phase and make every kind of output of it.
+    """Read, examine, synthesize every phase and make every kind of output of it, while the next is at work.
 
-    Pure but for reading ``paths``: equal arguments give datasets of equal bytes. ``progress`` is told
+    Pure but for reading ``paths``: equal arguments give equal bytes. ``progress`` is told
     fractions from 0 to 1. Raises SeriesRejected, or what the engine raises.
     """
     series = read_examined(paths, rules)
@@ -65,13 +65,17 @@ def build(
     progress(READ_SHARE)
     share = (1 - READ_SHARE) / max(1, len(engines))
     syntheses: list[Synthesis] = []
-    for number, engine in enumerate(engines.values()):
-        part = _part_of(progress, READ_SHARE + number * share, share)
-        synthesis = engine.synthesize(upright, seed=seed, progress=part, body=body)
-        syntheses.append(replace(synthesis, volume=_turned_back(synthesis.volume, axes, series)))
-    sets = [_outputs_of(series, synthesis, context, kind) for synthesis in syntheses for kind in kinds]
+    outputs: list[Future[OutputSet]] = []
+    with ThreadPoolExecutor(1, "outputs") as behind:
+        for number, engine in enumerate(engines.values()):
+            part = _part_of(progress, READ_SHARE + number * share, share)
+            synthesis = engine.synthesize(upright, seed=seed, progress=part, body=body)
+            synthesis = replace(synthesis, volume=_turned_back(synthesis.volume, axes, series))
+            syntheses.append(synthesis)
+            outputs += [behind.submit(_outputs_of, series, synthesis, context, kind) for kind in kinds]
+        made = tuple(each.result() for each in outputs)
     progress(1.0)
-    return Built(series, tuple(syntheses), tuple(sets))
+    return Built(series, tuple(syntheses), made)
 
 
 def read_examined(paths: Sequence[Path], rules: IntakeSettings) -> SourceSeries:
@@ -88,8 +92,8 @@ def _turned_back(volume: Volume, axes: tuple[int, ...], series: SourceSeries) ->
 
 
 def _outputs_of(series: SourceSeries, synthesis: Synthesis, context: OutputContext, kind: str) -> OutputSet:
-    datasets = tuple(OUTPUTS[kind](series, synthesis, context))
-    return OutputSet(synthesis.phase, kind, str(datasets[0].SeriesInstanceUID), datasets)
+    instances = tuple(Instance.of(ds) for ds in OUTPUTS[kind](series, synthesis, context))
+    return OutputSet(synthesis.phase, kind, instances[0].series_instance_uid, instances)
 
 
 def _part_of(progress: Progress, start: float, share: float) -> Progress:

@@ -26,8 +26,9 @@ from node.errors import SeriesRejected
 from node.flow import Action, Failure, attempt
 from node.intake import examine_headers
 from node.models import ModelStore
-from node.outputs import OutputContext, to_bytes
+from node.outputs import OutputContext
 from node.outputs.context import context_of
+from node.outputs.encoding import Instance
 from node.series import read_header, read_headers
 from node.states import State
 from node.uids import is_plausible_uid
@@ -247,11 +248,11 @@ def _write(built: Built, out_dir: Path, series_instance_uid: str) -> tuple[Outpu
     staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=out_dir))
     rows = []
     try:
-        for each in built.datasets:
+        for each in built.outputs:
             name = each.phase if each.kind == "ct_series" else f"{each.phase}-{each.kind}"
-            _write_series(staging / "new" / name, each.datasets)
+            _write_series(staging / "new" / name, each.instances)
             rows.append(
-                OutputRow(each.phase, each.kind, each.series_instance_uid, len(each.datasets), target / name)
+                OutputRow(each.phase, each.kind, each.series_instance_uid, len(each.instances), target / name)
             )
         if target.exists():
             target.rename(staging / "old")
@@ -261,10 +262,10 @@ def _write(built: Built, out_dir: Path, series_instance_uid: str) -> tuple[Outpu
     return tuple(rows)
 
 
-def _write_series(folder: Path, datasets: Sequence[Dataset]) -> None:
+def _write_series(folder: Path, instances: Sequence[Instance]) -> None:
     folder.mkdir(parents=True)
-    for number, ds in enumerate(datasets, 1):
-        (folder / f"{number:04d}.dcm").write_bytes(to_bytes(ds))
+    for number, each in enumerate(instances, 1):
+        (folder / f"{number:04d}.dcm").write_bytes(each.data)
 
 
 def _failed_or(group: Group, outcome: SeriesResult | Failure) -> SeriesResult:

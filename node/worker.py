@@ -16,14 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from random import Random
 from threading import Event, Thread
 from types import TracebackType
 from typing import IO
 
 import structlog
-from pydicom.dataset import Dataset
 
 from config.settings import EngineSettings, Settings
 from engine.errors import BundleInvalid, ProviderMissing
@@ -36,8 +35,8 @@ from node.flow import WORKER_DIED, Action, Disposition, Failure, attempt, retry_
 from node.ledger import LEDGER_FILE, Job, Ledger, Output, StaleLease, SynthesisRecord
 from node.ledger.errors import MoveRefused
 from node.models import ModelStore
+from node.outbox import put
 from node.outputs.context import context_of
-from node.outputs.encoding import to_bytes
 from node.spool import Spool
 from node.states import State
 from node.supervisor import EXIT_CONFIG, owner_name, say_ready
@@ -206,29 +205,14 @@ class Worker:
         log.info("job built", job=job.id, outputs=len(outputs), seconds=seconds)
 
     def place(self, job: Job, built: Built) -> list[Output]:
-        """Put every dataset into the outbox, whole and safe; the same files again where they are there."""
-        every = [(each, ds) for each in built.datasets for ds in each.datasets]
+        """Put every instance into the outbox, whole and safe; the same files again where they are there."""
         with ThreadPoolExecutor(WRITERS, "outbox") as pool:
-            return list(
-                pool.map(
-                    lambda one: self.place_one(job, phase=one[0].phase, kind=one[0].kind, ds=one[1]), every
-                )
-            )
-
-    def place_one(self, job: Job, *, phase: str, kind: str, ds: Dataset) -> Output:
-        """One file of the outbox: a folder a series, a file an instance."""
-        relative = PurePosixPath("outbox") / ds.SeriesInstanceUID / f"{ds.SOPInstanceUID}.dcm"
-        placed = self.spool.place(to_bytes(ds), relative)
-        return Output(
-            job_id=job.id,
-            phase=phase,
-            kind=kind,
-            series_instance_uid=ds.SeriesInstanceUID,
-            sop_instance_uid=ds.SOPInstanceUID,
-            sop_class_uid=ds.SOPClassUID,
-            path=placed.path,
-            sha256=placed.sha256,
-        )
+            futures = [
+                pool.submit(put, self.spool, each, job_id=job.id, phase=made.phase, kind=made.kind)
+                for made in built.outputs
+                for each in made.instances
+            ]
+            return [future.result() for future in futures]
 
     def conclude(self, job: Job, failure: Failure) -> None:
         """What :data:`flow.DISPOSITIONS` says follows; nothing where the job is not ours any more."""

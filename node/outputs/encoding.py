@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Final
 
@@ -24,6 +25,21 @@ STRING_VRS: Final = frozenset(
     {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"}
 )
 """VRs whose bytes do not depend on the transfer syntax (PS3.5 6.2): they may be copied as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """An instance as the file it will be."""
+
+    sop_class_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    data: bytes
+
+    @classmethod
+    def of(cls, ds: Dataset) -> Instance:
+        """``ds``, encoded."""
+        return cls(ds.SOPClassUID, ds.SeriesInstanceUID, ds.SOPInstanceUID, to_bytes(ds))
 
 
 def copy_element(source: Dataset, target: Dataset, keyword: str) -> None:
@@ -59,8 +75,7 @@ def encoded(ds: Dataset) -> Dataset:
     buffer = DicomBytesIO()
     buffer.is_implicit_VR, buffer.is_little_endian = False, True
     write_dataset(buffer, ds)
-    buffer.seek(0)
-    return read_dataset(buffer, is_implicit_VR=False, is_little_endian=True)
+    return read_dataset(BytesIO(buffer.getvalue()), is_implicit_VR=False, is_little_endian=True)
 
 
 def declare_encoding(ds: Dataset) -> None:

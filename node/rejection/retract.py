@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from io import BytesIO
-from pathlib import PurePosixPath
 
 import structlog
 from pydicom import dcmread
@@ -21,8 +20,9 @@ from node import tags
 from node.errors import NodeError
 from node.flow import Failure, attempt
 from node.ledger import Job, Ledger, Output, Rejection
+from node.outbox import put
 from node.outputs.context import context_of
-from node.outputs.encoding import to_bytes
+from node.outputs.encoding import Instance
 from node.rejection.note import KIND, Grounds, Reason, identity_of, make_note
 from node.spool import Spool
 
@@ -92,19 +92,8 @@ class Retractor:
         created = datetime.fromtimestamp(now, UTC).astimezone()
         context = context_of(self.settings, generation=job.generation, created=created)
         ds = make_note(self.identity(job), outputs, grounds, context)
-        relative = PurePosixPath("outbox") / ds.SeriesInstanceUID / f"{ds.SOPInstanceUID}.dcm"
         with self.spool.keeping():
-            placed = self.spool.place(to_bytes(ds), relative)
-            note = Output(
-                job_id=0,
-                phase="",
-                kind=KIND,
-                series_instance_uid=ds.SeriesInstanceUID,
-                sop_instance_uid=ds.SOPInstanceUID,
-                sop_class_uid=ds.SOPClassUID,
-                path=placed.path,
-                sha256=placed.sha256,
-            )
+            note = put(self.spool, Instance.of(ds), job_id=0, phase="", kind=KIND)
             made = self.ledger.reject(
                 job.id,
                 [each.sop_instance_uid for each in outputs],
@@ -117,7 +106,7 @@ class Retractor:
             )
         if made is not None:
             if made.note_id is None:
-                self.spool.remove(placed.path)
+                self.spool.remove(note.path)
             log.warning("result rejected", job=job.id, note=made.note_id, instances=len(outputs))
         return made
 

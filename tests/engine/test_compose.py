@@ -113,7 +113,9 @@ def test_the_guided_filter_is_that_of_the_paper(shape: tuple[int, ...], radius: 
     variance = boxes(guide * guide, radius) - mean_i**2
     a = (boxes(guide * p, radius) - mean_i * mean_p) / (variance + EPSILON_HU2)
     expected = boxes(a, radius) * guide + boxes(mean_p - a * mean_i, radius)
-    np.testing.assert_allclose(np.stack(list(guided_filter(p, guide, radius, EPSILON_HU2))), expected, atol=5e-3)
+    np.testing.assert_allclose(
+        np.stack(list(guided_filter(p, guide, radius, EPSILON_HU2))), expected, atol=5e-3
+    )
 
 
 def test_what_is_written_over_is_not_looked_at_again() -> None:

@@ -34,7 +34,6 @@ from node.build import build
 from node.ledger import LEDGER_FILE, Ledger
 from node.models import ModelStore
 from node.outputs.context import context_of
-from node.outputs.encoding import to_bytes
 from node.worker import Engines, local_time
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -321,7 +320,7 @@ def undisturbed(
             context=context_of(settings, generation=job.generation, created=local_time(job.created_at)),
             rules=settings.intake,
         )
-        files |= {str(ds.SOPInstanceUID): to_bytes(ds) for each in built.datasets for ds in each.datasets}
+        files |= {each.sop_instance_uid: each.data for made in built.outputs for each in made.instances}
     return files
 
 

@@ -14,7 +14,6 @@ from engine.pipeline import Engine, open_engine
 from engine.session import SessionPolicy
 from node.build import build, read_examined
 from node.errors import SeriesRejected
-from node.outputs import to_bytes
 from node.outputs.context import context_of
 
 CREATED = datetime(2026, 1, 2, 3, 4, 5)
@@ -48,13 +47,13 @@ def test_a_series_becomes_every_kind_of_output_of_every_phase(
         progress=told.append,
         kinds=("ct_series", "enhancement_map"),
     )
-    assert [(each.phase, each.kind) for each in built.datasets] == [
+    assert [(each.phase, each.kind) for each in built.outputs] == [
         (phase, kind) for phase in ("arterial", "venous") for kind in ("ct_series", "enhancement_map")
     ]
     assert [synthesis.phase for synthesis in built.syntheses] == ["arterial", "venous"]
-    series = [each for each in built.datasets if each.kind == "ct_series"]
-    assert all(len(each.datasets) == len(built.series.headers) == 10 for each in series)
-    assert len({each.series_instance_uid for each in built.datasets}) == 4
+    series = [each for each in built.outputs if each.kind == "ct_series"]
+    assert all(len(each.instances) == len(built.series.headers) == 10 for each in series)
+    assert len({each.series_instance_uid for each in built.outputs}) == 4
     assert told == sorted(told)
     assert told[-1] == 1.0
 
@@ -62,7 +61,7 @@ def test_a_series_becomes_every_kind_of_output_of_every_phase(
 def test_equal_arguments_give_equal_bytes(paths: list[Path], engines: Mapping[str, Engine]) -> None:
     def once() -> list[bytes]:
         built = build(paths, engines=engines, context=CONTEXT, rules=SETTINGS.intake)
-        return [to_bytes(ds) for each in built.datasets for ds in each.datasets]
+        return [each.data for made in built.outputs for each in made.instances]
 
     assert once() == once()
 
