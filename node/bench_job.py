@@ -16,9 +16,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +180,9 @@ def bench_journey(
 
 
 def _travel(work: Path, paths: Sequence[Path], models: Sequence[Path], limit_s: float) -> dict[str, Any]:
-    with Archive(work / "archive", ae_title=ARCHIVE_AE) as archive:
-        settings = demo_settings(work / "node", archive.port)
+    folder = work / "archive"
+    with _archive_beside(folder) as archive:
+        settings = demo_settings(work / "node", archive.recv())
         for model in models:
             ModelStore(settings).activate(model)
         graphs = {
@@ -188,7 +191,7 @@ def _travel(work: Path, paths: Sequence[Path], models: Sequence[Path], limit_s: 
             for name in read_bundle(folder).manifest.graphs
         }
         with Node(settings) as node:
-            archive.introduce(NODE_AE, "127.0.0.1", node.port)
+            archive.send(node.port)
             began = time.time()
             scu.send(local_peer("node", node.port, NODE_AE), paths)
             sent = time.time()
@@ -197,7 +200,7 @@ def _travel(work: Path, paths: Sequence[Path], models: Sequence[Path], limit_s: 
                 raise JourneyFailed(f"the series ended as {job.state} ({job.code})")
             outputs, syntheses = node.ledger.outputs(job.id), node.ledger.syntheses(job.id)
             came = {str(event.to_state): event.at for event in node.ledger.events(job.id)}
-            back = max(archive.path_of(output.sop_instance_uid).stat().st_mtime for output in outputs)
+            back = max(path.stat().st_mtime for path in folder.rglob("*.dcm"))
     seconds = back - sent
     graphs_s = sum(s for made in syntheses for name, s in made.seconds.items() if name in graphs)
     return {
@@ -212,6 +215,27 @@ def _travel(work: Path, paths: Sequence[Path], models: Sequence[Path], limit_s: 
         "reached_s": {state: round(came[state] - sent, ROUNDED) for state in REACHED if state in came},
         "machine": machine(),
     }
+
+
+@contextmanager
+def _archive_beside(folder: Path) -> Iterator[Connection]:
+    """An archive in a process of its own, as in a hospital: it says its port and is told the node's."""
+    ours, theirs = get_context("spawn").Pipe()
+    process = get_context("spawn").Process(target=_serve_archive, args=(folder, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        ours.close()
+        process.join()
+
+
+def _serve_archive(folder: Path, told: Connection) -> None:
+    with Archive(folder, ae_title=ARCHIVE_AE) as archive, suppress(EOFError):
+        told.send(archive.port)
+        archive.introduce(NODE_AE, "127.0.0.1", told.recv())
+        told.recv()  # until the other end is closed
 
 
 @contextmanager
