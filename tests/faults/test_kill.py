@@ -104,7 +104,7 @@ def play(rig, settings, peer, disk, kills, rng, new_series):
 def test_a_killed_node_loses_nothing_and_sends_every_series_back_once(
     rig, amount, figures, rounds, quick_settings, store_peer, new_series, free_port, tmp_path
 ):
-    kills = amount("KILLS", short=30 if "CI" in os.environ else 6, full=1000)
+    kills = amount("KILLS", short=6, full=1000)
 
     def one_round(number):
         peer, folder = store_peer(delay_s=0.01), tmp_path / str(number)

@@ -238,18 +238,12 @@ class Load:
 # what is done to the node
 
 
-class Mischief:
-    """Kills and outages, one in each of ``times`` equal parts of the run and none in the last part.
+class Beside:
+    """What goes on by itself while its ``with`` block runs, and ends early where that ends early."""
 
-    They go on by themselves while the ``with`` block runs, and end early where that ends early.
-    """
-
-    def __init__(self, rig, victim, archive, rng, began, seconds, times):
-        self.rig, self.victim, self.archive, self.rng, self.began = rig, victim, archive, rng, began
-        self.done: list[tuple[float, float, str]] = []
-        """When it began, when it ended, and what it was; seconds since the beginning."""
+    def __init__(self):
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(seconds / (times + 1), times))
+        self._thread = threading.Thread(target=self._run)
 
     def __enter__(self):
         self._thread.start()
@@ -262,15 +256,29 @@ class Mischief:
     def is_over(self) -> bool:
         return not self._thread.is_alive()
 
-    def _run(self, part_s: float, times: int) -> None:
+    def _run(self) -> None:
+        raise NotImplementedError
+
+
+class Mischief(Beside):
+    """Kills and outages, one in each of ``times`` equal parts of the run and none in the last part."""
+
+    def __init__(self, rig, victim, archive, rng, began, seconds, times):
+        super().__init__()
+        self.rig, self.victim, self.archive, self.rng, self.began = rig, victim, archive, rng, began
+        self.times, self.part_s = times, seconds / (times + 1)
+        self.done: list[tuple[float, float, str]] = []
+        """When it began, when it ended, and what it was; seconds since the beginning."""
+
+    def _run(self) -> None:
         kinds: list[str] = []
-        for number in range(times):
+        for number in range(self.times):
             kinds = kinds or self.rng.sample(sorted(MISCHIEF), len(MISCHIEF))
-            due = self.began + (number + self.rng.uniform(0, 0.5)) * part_s
+            due = self.began + (number + self.rng.uniform(0, 0.5)) * self.part_s
             if self._over.wait(max(0.0, due - time.monotonic())):
                 return
             at, kind = time.monotonic() - self.began, kinds.pop()
-            MISCHIEF[kind](self, part_s)
+            MISCHIEF[kind](self, self.part_s)
             self.done.append((at, time.monotonic() - self.began, kind))
 
     def kill(self, part_s: float, whom: str) -> None:
@@ -308,22 +316,13 @@ class Sample:
     unfinished: int
 
 
-class Looks:
+class Looks(Beside):
     """Looks every ``every_s`` seconds while the ``with`` block runs."""
 
     def __init__(self, rig, victim, ledger, began, every_s):
+        super().__init__()
         self.rig, self.victim, self.ledger, self.began, self.every_s = rig, victim, ledger, began, every_s
         self.samples: list[Sample] = []
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._over.set()
-        self._thread.join()
 
     def _run(self) -> None:
         while not self._over.wait(self.every_s):
