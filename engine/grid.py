@@ -10,6 +10,8 @@ one. The sums are made in one order whatever the machine, so that the bytes do n
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
@@ -75,7 +77,7 @@ def model_grid(source: Geometry, box: Box, spacing_mm: Vec3) -> Grid:
     return Grid(source=source, box=box, model=model)
 
 
-def to_model(hu: Float32, grid: Grid) -> Float32:
+def to_model(hu: Float32, grid: Grid, threads: int = 1) -> Float32:
     """``hu`` on the source grid → the model grid, smoothed before where the model's voxels are larger."""
     if grid.coincides:
         return hu[grid.box].copy()
@@ -86,9 +88,12 @@ def to_model(hu: Float32, grid: Grid) -> Float32:
         )
     )
     source, result = hu[grid.box], np.empty(grid.model.shape, dtype=np.float32)
-    for start in range(0, len(result), SLAB):
-        slab = deep.along_slices(source, start, start + SLAB)
-        result[start : start + SLAB] = across.in_plane(down.in_plane(slab, 1), 2)
+
+    def resample(start: int, stop: int) -> None:
+        slab = deep.along_slices(source, start, stop)
+        result[start:stop] = across.in_plane(down.in_plane(slab, 1), 2)
+
+    slab_by_slab(resample, len(result), SLAB, threads)
     return result
 
 
@@ -103,6 +108,14 @@ def to_source(values: Float32, grid: Grid, start: int, stop: int) -> Float32:
         )
     )
     return down.in_plane(across.in_plane(deep.along_slices(values, start, stop), 2), 1)
+
+
+def slab_by_slab(work: Callable[[int, int], None], slices: int, slab: int, threads: int) -> None:
+    """``work(start, stop)`` for every slab of ``slices``, in any order, by as many threads."""
+    starts = range(0, slices, slab)
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(lambda start: work(start, min(start + slab, slices)), starts):
+            pass
 
 
 def antialias_sigma_mm(source_mm: float, model_mm: float) -> float:

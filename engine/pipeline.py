@@ -22,9 +22,9 @@ from engine.body import Body, body_weight, find_body, holds_body
 from engine.bundle import Bundle, Manifest, SamplerSpec, read_bundle
 from engine.errors import BundleInvalid, SynthesisFailed, VolumeUnsupported
 from engine.families import FAMILIES
-from engine.grid import Grid, model_grid, to_model, to_source
+from engine.grid import Grid, model_grid, slab_by_slab, to_model, to_source
 from engine.noise import NoiseField
-from engine.session import Graph, Runs, SessionPolicy, Timed, open_graphs
+from engine.session import Graph, Runs, SessionPolicy, Timed, cpu_threads, open_graphs
 from engine.synthesis import Finding, Synthesis
 from engine.tiles import TilePlan, blend, plan_tiles
 from engine.volume import Float32, Geometry, Shape3, Volume
@@ -66,6 +66,7 @@ class Engine:
         self.limits = limits or VolumeLimits()
         self._fallback = opened.fallback
         self._graphs = opened.graphs
+        self._threads = cpu_threads(sessions)
 
     def with_sampler(self, spec: SamplerSpec) -> Engine:
         """The same graphs under another sampler, to compare them: the digest stays the bundle's.
@@ -100,7 +101,7 @@ class Engine:
             grid = model_grid(volume.geometry, body.box, manifest.spacing_mm)
             check_model_grid(grid.model, self.limits)
         with _timed(seconds, "resample"):
-            x = to_model(volume.hu, grid)
+            x = to_model(volume.hu, grid, self._threads)
             np.clip(x, *manifest.window_hu, out=x)
         with _timed(seconds, "tiles"):
             guide = self._translate(x, body, grid, seed, seconds, lambda done: progress(MODEL_SHARE * done))
@@ -110,7 +111,7 @@ class Engine:
             compose.detail_residual(residual, guide, manifest.composition.detail, grid.model.spacing_mm)
             del guide
             _keep_to_body(residual, body, grid)
-            hu = _compose(volume.hu, residual, grid, manifest)
+            hu = _compose(volume.hu, residual, grid, manifest, self._threads)
         progress(1.0)
         return self._synthesis(volume.with_array(hu), seed, seconds, grid)
 
@@ -251,20 +252,22 @@ def _keep_to_body(residual: Float32, body: Body, grid: Grid) -> None:
         residual[start:stop] *= body_weight(body, grid, start, stop)
 
 
-def _compose(source: Float32, residual: Float32, grid: Grid, manifest: Manifest) -> Float32:
+def _compose(source: Float32, residual: Float32, grid: Grid, manifest: Manifest, threads: int) -> Float32:
     """The source with the residual added inside the box and the window, a slab at a time."""
     hu = np.empty_like(source)
     slices, rows, columns = grid.box
     for outside in (slice(0, slices.start), slice(slices.stop, None)):
         hu[outside] = source[outside]
-    for start in range(0, grid.box_shape[0], SLAB):
-        stop = min(start + SLAB, grid.box_shape[0])
+
+    def join(start: int, stop: int) -> None:
         place = (slice(slices.start + start, slices.start + stop), rows, columns)
         hu[place[0]] = source[place[0]]
         slab = to_source(residual, grid, start, stop)
         hu[place] = compose.add_within_window(
             source[place], slab, manifest.window_hu, manifest.composition.edge_hu
         )
+
+    slab_by_slab(join, grid.box_shape[0], SLAB, threads)
     return hu
 
 

@@ -15,6 +15,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,9 @@ HIGHEST_HU = 3500.0
 """Above it there is only metal."""
 IMPLAUSIBLE_SHARE = 0.05
 """Share of voxels above :data:`HIGHEST_HU` at which the numbers are not Hounsfield units."""
+
+DECODERS = 2
+"""Files decoded at once: more would wait for one another in the interpreter."""
 
 SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 FUNCTIONAL_GROUPS = (
@@ -382,18 +386,21 @@ def _check_sizes(slices: Sequence[_Slice], geometry: Geometry, limits: SeriesLim
 def _decode_all(
     paths: Sequence[Path], slices: Sequence[_Slice], geometry: Geometry
 ) -> tuple[Float32, list[Finding]]:
-    """HU of every slice, in order, one file in memory at a time."""
+    """HU of every slice, in order, :data:`DECODERS` files in memory at a time."""
     hu = np.empty(geometry.shape, dtype=np.float32)
-    notes: Counter[str] = Counter()
     by_file: dict[int, list[int]] = {}
     for index, one in enumerate(slices):
         by_file.setdefault(one.file, []).append(index)
-    for file, indices in by_file.items():
-        raw = io.BytesIO(paths[file].read_bytes())
-        with _broken_is("UNDECODABLE", "the pixel data cannot be decoded"):
-            ds = _parse(raw, stop_before_pixels=False)
-            for index in indices:
-                hu[index] = _slice_hu(ds, slices[index], geometry, notes)
+
+    def decode(file: int) -> Counter[str]:
+        ds = _parse(io.BytesIO(paths[file].read_bytes()), stop_before_pixels=False)
+        notes: Counter[str] = Counter()
+        for index in by_file[file]:
+            hu[index] = _slice_hu(ds, slices[index], geometry, notes)
+        return notes
+
+    with _broken_is("UNDECODABLE", "the pixel data cannot be decoded"), ThreadPoolExecutor(DECODERS) as pool:
+        notes = sum(pool.map(decode, by_file), Counter[str]())
     return hu, [
         Finding(code, f"{PIXEL_NOTES[code]} ({count} slices)") for code, count in sorted(notes.items())
     ]

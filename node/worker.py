@@ -43,7 +43,7 @@ from node.supervisor import EXIT_CONFIG, owner_name, say_ready
 
 log = structlog.get_logger("node.worker")  # not __name__: the process runs this module as __main__
 
-IDLE_S = 0.25
+IDLE_S = 0.1
 """Seconds between two looks into the ledger while there is nothing to do."""
 
 WRITERS = 4
