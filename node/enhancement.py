@@ -19,12 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
-from numpy.typing import NDArray
 
 from engine.volume import Float32, Vec3, Volume
+from node.morphology import Mask, Radius, closed, dilated, eroded, opened
 from node.orientation import axes_to_flip
-
-Mask = NDArray[np.bool_]
 
 VOXEL_MM = 3.0
 """Edge of the voxels everything is measured on."""
@@ -145,13 +143,12 @@ def _block_means(hu: Float32, blocks: list[int]) -> Float32:
     return means
 
 
-def _ball(grid: _Grid, mm: float) -> list[int]:
-    """Radius in voxels along column, row, slice (SimpleITK's order)."""
-    return [grid.voxels(mm, 2), grid.voxels(mm, 1), grid.voxels(mm, 0)]
+def _ball(grid: _Grid, mm: float) -> Radius:
+    return (grid.voxels(mm, 0), grid.voxels(mm, 1), grid.voxels(mm, 2))
 
 
-def _disc(grid: _Grid, mm: float) -> list[int]:
-    return [grid.voxels(mm, 2), grid.voxels(mm, 1), 0]
+def _disc(grid: _Grid, mm: float) -> Radius:
+    return (0, grid.voxels(mm, 1), grid.voxels(mm, 2))
 
 
 def _apply(mask: Mask, operation: Callable[[sitk.Image], sitk.Image]) -> Mask:
@@ -159,31 +156,12 @@ def _apply(mask: Mask, operation: Callable[[sitk.Image], sitk.Image]) -> Mask:
     return np.asarray(sitk.GetArrayFromImage(image) > 0)
 
 
-def _dilated(grid: _Grid, mask: Mask, mm: float) -> Mask:
-    return _apply(mask, lambda image: sitk.BinaryDilate(image, _ball(grid, mm)))
-
-
 def _opened(grid: _Grid, mask: Mask, mm: float) -> Mask:
     """Opening by a ball; the first and last slices are mirrored, so that it does not end with the volume."""
     radius = _ball(grid, mm)
-    pad = [min(r, size) for r, size in zip(radius, reversed(mask.shape), strict=True)]
-
-    def operation(image: sitk.Image) -> sitk.Image:
-        opened = sitk.BinaryMorphologicalOpening(sitk.MirrorPad(image, pad, pad), radius)
-        return sitk.Crop(opened, pad, pad)
-
-    return _apply(mask, operation)
-
-
-def _closed(grid: _Grid, mask: Mask, mm: float) -> Mask:
-    """Closing of every slice by a disc, and its holes filled."""
-    radius = _disc(grid, mm)
-
-    def operation(image: sitk.Image) -> sitk.Image:
-        closed = sitk.BinaryMorphologicalClosing(sitk.ConstantPad(image, radius, radius, 0), radius)
-        return sitk.Crop(closed, radius, radius)
-
-    return _filled(_apply(mask, operation))
+    pad = [min(r, size) for r, size in zip(radius, mask.shape, strict=True)]
+    inner = tuple(slice(p, p + size) for p, size in zip(pad, mask.shape, strict=True))
+    return opened(np.pad(mask, [(p, p) for p in pad], mode="symmetric"), radius)[inner]
 
 
 def _filled(mask: Mask) -> Mask:
@@ -198,9 +176,7 @@ def _filled(mask: Mask) -> Mask:
 
 def _with_body(grid: _Grid) -> tuple[_Grid, Mask]:
     """The largest thing denser than air, without table and clothes, its holes (lungs, bowel) filled."""
-    dense = _apply(
-        grid.hu > BODY_HU, lambda image: sitk.BinaryMorphologicalOpening(image, _ball(grid, GAP_MM))
-    )
+    dense = opened(grid.hu > BODY_HU, _ball(grid, GAP_MM))
     return grid, _filled(_apply(dense, _largest)) if dense.any() else dense
 
 
@@ -228,8 +204,8 @@ def _inner(grid: _Grid, body: Mask) -> Mask:
     lean = _opened(grid, body & (grid.smooth > LEAN_HU), GAP_MM)
     if not lean.any():
         return lean
-    outline = _closed(grid, _apply(lean, _largest), WALL_MM)
-    return _apply(outline, lambda image: sitk.BinaryErode(image, _disc(grid, WALL_MM)))
+    wall = _disc(grid, WALL_MM)
+    return eroded(_filled(closed(_apply(lean, _largest), wall)), wall)
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,11 +264,12 @@ def _bone(grid: _Grid, spine: _Spine) -> Mask:
     pool = _opened(grid, compact & (grid.hu < METAL_HU), POOL_MM)
     vessels = spine.vessels & ~spine.vertebrae & (grid.hu < METAL_HU)
     never = pool | vessels
-    seeds = (compact & ~_dilated(grid, pool, VOXEL_MM) & ~vessels) | spine.posterior
-    near = _dilated(grid, seeds, BONE_REACH_MM)
+    seeds = (compact & ~dilated(pool, _ball(grid, VOXEL_MM)) & ~vessels) | spine.posterior
+    near = dilated(seeds, _ball(grid, BONE_REACH_MM))
     bone = seeds | ((grid.hu > BONE_HU) & near & ~never)
     bone |= _connected(spine.vertebrae & ((grid.smooth > ENHANCED_HU) | bone) & ~pool, spine.posterior)
-    return _dilated(grid, _closed(grid, bone, GAP_MM) & ~never, MARGIN_MM) & ~pool
+    whole = _filled(closed(bone, _disc(grid, GAP_MM))) & ~never
+    return dilated(whole, _ball(grid, MARGIN_MM)) & ~pool
 
 
 def _connected(mask: Mask, seeds: Mask) -> Mask:
@@ -307,6 +284,5 @@ def _vessel_mm2(grid: _Grid, spine: _Spine) -> float:
     """Mean area a slice of bright, compact things in front of the spine."""
     slices = int(spine.vessels.any(axis=(1, 2)).sum())
     bright = spine.vessels & (grid.smooth >= VESSEL_HU) & (grid.hu < METAL_HU)
-    radius = _disc(grid, MARGIN_MM)
-    opened = _apply(bright, lambda image: sitk.BinaryMorphologicalOpening(image, radius))
-    return float(opened.sum()) * grid.pixel_mm2 / slices if slices else 0.0
+    count = opened(bright, _disc(grid, MARGIN_MM)).sum()
+    return float(count) * grid.pixel_mm2 / slices if slices else 0.0

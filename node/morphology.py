@@ -1,0 +1,57 @@
+"""Binary morphology with ITK's balls, as the union of shifted masks: several times as quick for small balls.
+
+Masks are boolean arrays ``[slice, row, column]``; radii are in voxels along the same axes.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+Radius = tuple[int, int, int]
+
+
+def dilated(mask: Mask, radius: Radius) -> Mask:
+    """The mask and all within the ball around any of its voxels; nothing comes from outside the array."""
+    result = np.zeros_like(mask)
+    for offset in _ball(radius):
+        there, here = zip(*map(_overlap, offset, mask.shape), strict=True)
+        result[there] |= mask[here]
+    return result
+
+
+def eroded(mask: Mask, radius: Radius) -> Mask:
+    """The voxels whose ball is all in the mask; what is outside the array counts as in it."""
+    return ~dilated(~mask, radius)
+
+
+def opened(mask: Mask, radius: Radius) -> Mask:
+    """Eroded, then dilated: what is narrower than the ball is gone."""
+    return dilated(eroded(mask, radius), radius)
+
+
+def closed(mask: Mask, radius: Radius) -> Mask:
+    """Dilated, then eroded, with nothing outside the array: gaps narrower than the ball are filled."""
+    widths = [(r, r) for r in radius]
+    inner = tuple(slice(r, r + n) for r, n in zip(radius, mask.shape, strict=True))
+    return eroded(dilated(np.pad(mask, widths), radius), radius)[inner]
+
+
+@lru_cache(maxsize=64)
+def _ball(radius: Radius) -> tuple[Radius, ...]:
+    """The offsets of ITK's ball, which is symmetric."""
+    dot = np.zeros([2 * r + 1 for r in radius], dtype=np.uint8)
+    dot[radius] = 1
+    ball = sitk.GetArrayFromImage(sitk.BinaryDilate(sitk.GetImageFromArray(dot), radius[::-1]))
+    return tuple((int(z), int(y), int(x)) for z, y, x in np.argwhere(ball) - radius)
+
+
+def _overlap(shift: int, size: int) -> tuple[slice, slice]:
+    """Where voxels land along an axis that is shifted, and where they come from."""
+    shared = max(0, size - abs(shift))
+    there, here = max(0, shift), max(0, -shift)
+    return slice(there, there + shared), slice(here, here + shared)
