@@ -21,7 +21,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from engine.volume import Float32, Vec3, Volume
-from node.morphology import Mask, Radius, closed, dilated, eroded, opened
+from node.morphology import Mask, Radius, closed, dilated, eroded, mostly, opened
 from node.orientation import axes_to_flip
 
 VOXEL_MM = 3.0
@@ -85,8 +85,8 @@ def measure_enhancement(volume: Volume) -> Enhancement:
     """Measure a volume whose slices are axial; shares of nothing are 0."""
     grid, body = _cropped(*_with_body(_coarse(volume)))
     spine = _find_spine(grid, body)
-    soft = _inner(grid, body) & ~_bone(grid, spine) & (grid.smooth > 0)
-    enhanced = _opened(grid, soft & (grid.smooth >= ENHANCED_HU), VOXEL_MM)
+    soft = _inner(grid, body) & ~_bone(grid, spine) & mostly(grid.hu > 0)
+    enhanced = _opened(grid, soft & mostly(grid.hu >= ENHANCED_HU), VOXEL_MM)
     count = int(soft.sum())
     return Enhancement(
         enhanced_share=float(enhanced.sum()) / count if count else 0.0,
@@ -100,10 +100,9 @@ def measure_enhancement(volume: Volume) -> Enhancement:
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """Means over blocks of about 3 mm, the same after a median filter, and the blocks' size in mm."""
+    """Means over blocks of about 3 mm, and the blocks' size in mm."""
 
     hu: Float32
-    smooth: Float32
     spacing_mm: Vec3
 
     @property
@@ -127,9 +126,7 @@ def _coarse(volume: Volume) -> _Grid:
     ]
     means = _block_means(hu, blocks)
     spacing = tuple(s * b for s, b in zip(volume.geometry.spacing_mm, blocks, strict=True))
-    radius = [1, 1, 1 if len(means) > 1 else 0]
-    smooth = sitk.GetArrayFromImage(sitk.Median(sitk.GetImageFromArray(means), radius))
-    return _Grid(means, smooth, (spacing[0], spacing[1], spacing[2]))
+    return _Grid(means, (spacing[0], spacing[1], spacing[2]))
 
 
 def _block_means(hu: Float32, blocks: list[int]) -> Float32:
@@ -192,7 +189,7 @@ def _cropped(grid: _Grid, body: Mask) -> tuple[_Grid, Mask]:
         for axis, found in ((1, rows), (2, columns))
     )
     kept = (slice(None), *box)
-    return _Grid(grid.hu[kept], grid.smooth[kept], grid.spacing_mm), body[kept]
+    return _Grid(grid.hu[kept], grid.spacing_mm), body[kept]
 
 
 def _largest(image: sitk.Image) -> sitk.Image:
@@ -201,7 +198,7 @@ def _largest(image: sitk.Image) -> sitk.Image:
 
 def _inner(grid: _Grid, body: Mask) -> Mask:
     """What is inside the body wall."""
-    lean = _opened(grid, body & (grid.smooth > LEAN_HU), GAP_MM)
+    lean = _opened(grid, body & mostly(grid.hu > LEAN_HU), GAP_MM)
     if not lean.any():
         return lean
     wall = _disc(grid, WALL_MM)
@@ -267,7 +264,7 @@ def _bone(grid: _Grid, spine: _Spine) -> Mask:
     seeds = (compact & ~dilated(pool, _ball(grid, VOXEL_MM)) & ~vessels) | spine.posterior
     near = dilated(seeds, _ball(grid, BONE_REACH_MM))
     bone = seeds | ((grid.hu > BONE_HU) & near & ~never)
-    bone |= _connected(spine.vertebrae & ((grid.smooth > ENHANCED_HU) | bone) & ~pool, spine.posterior)
+    bone |= _connected(spine.vertebrae & (mostly(grid.hu > ENHANCED_HU) | bone) & ~pool, spine.posterior)
     whole = _filled(closed(bone, _disc(grid, GAP_MM))) & ~never
     return dilated(whole, _ball(grid, MARGIN_MM)) & ~pool
 
@@ -283,6 +280,6 @@ def _connected(mask: Mask, seeds: Mask) -> Mask:
 def _vessel_mm2(grid: _Grid, spine: _Spine) -> float:
     """Mean area a slice of bright, compact things in front of the spine."""
     slices = int(spine.vessels.any(axis=(1, 2)).sum())
-    bright = spine.vessels & (grid.smooth >= VESSEL_HU) & (grid.hu < METAL_HU)
+    bright = spine.vessels & mostly(grid.hu >= VESSEL_HU) & (grid.hu < METAL_HU)
     count = opened(bright, _disc(grid, MARGIN_MM)).sum()
     return float(count) * grid.pixel_mm2 / slices if slices else 0.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from node.morphology import Mask, Radius, closed, dilated, eroded, opened
+from node.morphology import Mask, Radius, closed, dilated, eroded, mostly, opened
 
 RADII = [(0, 0, 0), (1, 1, 1), (2, 2, 2), (0, 3, 3), (1, 2, 5), (3, 0, 1), (9, 1, 0)]
 
@@ -32,3 +32,12 @@ def test_morphology_is_itk_s(
     mask = np.random.default_rng(7).random((7, 12, 11)) < share
     expected = of_itk(mask, lambda image: itk(image, radius[::-1]))
     np.testing.assert_array_equal(ours(mask, radius), expected)
+
+
+@pytest.mark.parametrize("slices", [1, 2, 6])
+def test_what_mostly_is_above_a_threshold_has_its_median_above_it(slices: int) -> None:
+    values = np.random.default_rng(8).normal(size=(slices, 9, 10)).astype(np.float32)
+    radius = [1, 1, 1 if slices > 1 else 0]
+    median = sitk.GetArrayFromImage(sitk.Median(sitk.GetImageFromArray(values), radius))
+    for threshold in (-0.3, 0.0, 0.2):
+        np.testing.assert_array_equal(mostly(values > threshold), median > threshold)
