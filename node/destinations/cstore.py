@@ -31,6 +31,10 @@ from node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 _config.STORE_SEND_CHUNKED_DATASET = True
 """A file that is named, not read, is sent byte for byte, without a parser between."""
 
+LOOK_S = 0.0002
+"""Seconds between two looks of pynetdicom for something to send or an answer: its own 0.001, twice an
+instance, are most of what a small one takes."""
+
 REJECTED_PERMANENT = 0x01
 """Result field of A-ASSOCIATE-RJ (PS3.8 Table 9-21)."""
 
@@ -110,6 +114,7 @@ def associated(
             raise DestinationUnreachable(f"TLS: {secure[0].failure}")
         raise why_not(assoc)
     assoc.dimse = OnlyAnswers(assoc)
+    assoc.dul._run_loop_delay = LOOK_S
     try:
         yield assoc
     finally:
