@@ -1,4 +1,4 @@
-"""Train and export the shipped bundles anew: ``python -m export.rebuild_demo``, about an hour on two cores.
+"""Train and export the shipped bundles anew: ``python -m export.rebuild_demo``, under two hours on two cores.
 
 One process a phase runs the three stages and the export of ``config/train/demo.toml``, with one thread each.
 What is finished is kept, so that an interrupted rebuild goes on where it was.

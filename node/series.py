@@ -164,7 +164,9 @@ def _broken_is(code: str, reason: str) -> Iterator[None]:
         raise SeriesRejected("NOT-DICOM", "the file is not a DICOM file") from None
     except MemoryError as error:
         raise SeriesRejected("TOO-LARGE", f"{reason}: not enough memory") from error
-    except tags.PARSE_ERRORS as error:
+    except (OSError, *tags.PARSE_ERRORS) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's; pydicom's own has no number
+            raise
         raise SeriesRejected(code, f"{reason} ({type(error).__name__})") from error
 
 

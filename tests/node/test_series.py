@@ -594,3 +594,17 @@ def test_broken_functional_groups_are_undecodable(ct: Any, tmp_path: Path) -> No
     path = tmp_path / "broken.dcm"
     path.write_bytes(broken)
     assert rejection(lambda: read_series([path], LIMITS)) in REJECTION_CODES
+
+
+def test_a_file_that_ends_within_a_sequence_is_undecodable_and_no_fault_of_the_disk(
+    ct: Any, tmp_path: Path
+) -> None:
+    (ds,) = ct.slices(ct.gradient(1))
+    buffer = BytesIO()
+    ds.save_as(buffer, enforce_file_format=True)
+    whole, path = buffer.getvalue(), tmp_path / "cut.dcm"
+    at = whole.index(b"\x20\x00\x0d\x00UI")
+    path.write_bytes(
+        whole[:at] + b"\x08\x00\x40\x11SQ\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    )
+    assert rejection(lambda: read_header(path, LIMITS)) == "UNDECODABLE"
