@@ -53,7 +53,7 @@ check: lint ## what has to be clean: ruff, mypy, import contracts, tests, covera
 bench: $(VENV)/.full ## engine against torch, whole series, a node: figures to docs/benchmarks.json and .md
 	$(BIN)/python -m docs.benchmarks
 	$(BIN)/python -m docs.generate
-	@sed -n '/^## Against/,/^## The same/p' docs/benchmarks.md
+	@sed -n '/^## Against/,/^## Each graph/p' docs/benchmarks.md
 
 # The full forms write their figures to docs/faults/; `make docs` puts them into docs/faults.md.
 faults: $(VENV)/.full ## kill -9, full and failing disks, wrong clocks, bad peers: what is lost? (KILLS=1000)

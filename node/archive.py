@@ -43,6 +43,8 @@ OUT_OF_RESOURCES = 0xA700
 INVALID_ARGUMENT = 0x0115
 NOT_AUTHORISED = 0x0124
 
+MAX_PDU_BYTES = 256 * 1024
+"""A slice of 512 × 512 in three pieces and not in thirty, each of which pynetdicom turns over in Python."""
 LAST_WORDS_S = 2.0
 """Seconds an open association has to end when the archive stops."""
 
@@ -75,6 +77,7 @@ class Archive:
         ae = AE(ae_title=self.ae_title)
         ae.require_called_aet = True
         ae.maximum_associations = 20
+        ae.maximum_pdu_size = MAX_PDU_BYTES
         ae.add_supported_context(Verification)
         ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
         ae.add_supported_context(PUSH_MODEL, list(SYNTAXES))

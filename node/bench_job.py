@@ -199,7 +199,7 @@ def _travel(work: Path, paths: Sequence[Path], models: Sequence[Path], limit_s: 
             if job.state not in (State.DELIVERED, State.COMMITTED):
                 raise JourneyFailed(f"the series ended as {job.state} ({job.code})")
             outputs, syntheses = node.ledger.outputs(job.id), node.ledger.syntheses(job.id)
-            came = {str(event.to_state): event.at for event in node.ledger.events(job.id)}
+            came = {str(event.to_state): event.at for event in reversed(node.ledger.events(job.id))}
             back = max(path.stat().st_mtime for path in folder.rglob("*.dcm"))
     seconds = back - sent
     graphs_s = sum(s for made in syntheses for name, s in made.seconds.items() if name in graphs)
