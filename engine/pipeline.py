@@ -33,6 +33,8 @@ Progress = Callable[[float], None]
 
 SLAB = 2
 """Slices composed at a time: few enough that what is summed up stays in a processor's cache."""
+MASK_SLAB = 8
+"""Slices kept to the body at a time; the whole mask is handed to ITK for each slab."""
 MODEL_SHARE = 0.95
 """Part of the progress bar that belongs to the tiles; composition has the rest."""
 
@@ -247,9 +249,11 @@ def _fits(found: tuple[int | str | None, ...], wanted: tuple[int, ...]) -> bool:
 
 def _keep_to_body(residual: Float32, body: Body, grid: Grid) -> None:
     """Table, clothes and air beside the patient get no residual: written over ``residual``."""
-    for start in range(0, len(residual), SLAB):
-        stop = min(start + SLAB, len(residual))
+
+    def keep(start: int, stop: int) -> None:
         residual[start:stop] *= body_weight(body, grid, start, stop)
+
+    slab_by_slab(keep, len(residual), MASK_SLAB, threads=1)  # ITK has threads of its own
 
 
 def _compose(source: Float32, residual: Float32, grid: Grid, manifest: Manifest, threads: int) -> Float32:

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,19 +34,17 @@ from engine.session import SessionPolicy, cpu_threads
 from engine.volume import Float32, Geometry, Volume
 from node import scu
 from node.archive import Archive
-from node.build import read_examined
+from node.build import outputs_of, read_examined
 from node.demo import ARCHIVE_AE, NODE_AE, QUIET_S, demo_settings, local_peer, wait_for_jobs
 from node.errors import NodeError
 from node.models import ModelStore
-from node.outbox import put
-from node.outputs import OUTPUTS
+from node.outbox import put_all
 from node.outputs.context import context_of
-from node.outputs.encoding import Instance, to_bytes
+from node.outputs.encoding import to_bytes
 from node.phantom_dicom import phantom_series
 from node.service import Node
 from node.spool import Spool
 from node.states import State
-from node.worker import WRITERS
 
 SLICES = (64, 200, 400)
 SIDE = 512
@@ -135,9 +132,7 @@ def run_job(bundle: Path, source: Path, work: Path, threads: int) -> dict[str, A
     stages |= synthesis.seconds
     with _timed(stages, "write"):
         spool, context = Spool(work / "node"), context_of(settings, generation=1, created=AT)
-        made = [Instance.of(ds) for ds in OUTPUTS["ct_series"](series, synthesis, context)]
-        with ThreadPoolExecutor(WRITERS) as pool:
-            list(pool.map(lambda each: put(spool, each, job_id=0, phase="", kind="ct_series"), made))
+        put_all(spool, [outputs_of(series, synthesis, context, "ct_series")], job_id=0)
     seconds = time.perf_counter() - began
     graphs = sum(stages[name] for name in engine.bundle.manifest.graphs)
     return {

@@ -11,27 +11,16 @@ from config.intake import IntakeSettings
 from engine.body import find_body
 from engine.pipeline import Engine
 from engine.synthesis import Synthesis
-from engine.volume import Volume
 from node.intake import examine_headers, examine_series
 from node.orientation import axes_to_flip, flipped
 from node.outputs import OUTPUTS, OutputContext
-from node.outputs.encoding import Instance
+from node.outputs.encoding import Instance, OutputSet
 from node.series import SourceSeries, read_headers, read_series
 
 Progress = Callable[[float], None]
 
 READ_SHARE = 0.05
 """Part of the progress bar that belongs to reading; the models have the rest."""
-
-
-@dataclass(frozen=True, slots=True)
-class OutputSet:
-    """Every instance of one output series, as files."""
-
-    phase: str
-    kind: str
-    series_instance_uid: str
-    instances: tuple[Instance, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +48,7 @@ def build(
     fractions from 0 to 1. Raises SeriesRejected, or what the engine raises.
     """
     series = read_examined(paths, rules)
-    axes = axes_to_flip(series.volume.geometry)
+    axes = axes_to_flip(series.volume.geometry)  # models know upright patients
     upright = flipped(series.volume, axes)
     body = find_body(upright)
     progress(READ_SHARE)
@@ -70,9 +59,10 @@ def build(
         for number, engine in enumerate(engines.values()):
             part = _part_of(progress, READ_SHARE + number * share, share)
             synthesis = engine.synthesize(upright, seed=seed, progress=part, body=body)
-            synthesis = replace(synthesis, volume=_turned_back(synthesis.volume, axes, series))
+            turned_back = series.volume.with_array(flipped(synthesis.volume, axes).hu)
+            synthesis = replace(synthesis, volume=turned_back)
             syntheses.append(synthesis)
-            outputs += [behind.submit(_outputs_of, series, synthesis, context, kind) for kind in kinds]
+            outputs += [behind.submit(outputs_of, series, synthesis, context, kind) for kind in kinds]
         made = tuple(each.result() for each in outputs)
     progress(1.0)
     return Built(series, tuple(syntheses), made)
@@ -86,12 +76,8 @@ def read_examined(paths: Sequence[Path], rules: IntakeSettings) -> SourceSeries:
     return replace(series, findings=(*series.findings, *examine_series(series, rules)))
 
 
-def _turned_back(volume: Volume, axes: tuple[int, ...], series: SourceSeries) -> Volume:
-    """Models know upright patients; their answer goes back onto the source's grid."""
-    return series.volume.with_array(flipped(volume, axes).hu) if axes else volume
-
-
-def _outputs_of(series: SourceSeries, synthesis: Synthesis, context: OutputContext, kind: str) -> OutputSet:
+def outputs_of(series: SourceSeries, synthesis: Synthesis, context: OutputContext, kind: str) -> OutputSet:
+    """One kind of output of a synthesis, as files."""
     instances = tuple(Instance.of(ds) for ds in OUTPUTS[kind](series, synthesis, context))
     return OutputSet(synthesis.phase, kind, instances[0].series_instance_uid, instances)
 

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 
 from node.ledger import Output
-from node.outputs.encoding import Instance
+from node.outputs.encoding import Instance, OutputSet
 from node.spool import Spool
+
+WRITERS = 4
+"""Files written at once: what is waited for is the disk's sync, and syncs share one."""
+
+
+def put_all(spool: Spool, outputs: Sequence[OutputSet], *, job_id: int) -> list[Output]:
+    """``put`` for every instance of a job, in their order."""
+    with ThreadPoolExecutor(WRITERS, "outbox") as pool:
+        futures = [
+            pool.submit(put, spool, each, job_id=job_id, phase=made.phase, kind=made.kind)
+            for made in outputs
+            for each in made.instances
+        ]
+        return [future.result() for future in futures]
 
 
 def put(spool: Spool, instance: Instance, *, job_id: int, phase: str, kind: str) -> Output:

@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -30,12 +29,12 @@ from engine.pipeline import Engine, open_engine
 from engine.session import SessionPolicy
 from engine.synthesis import Synthesis
 from node import log as node_log
-from node.build import Built, build
+from node.build import build
 from node.flow import WORKER_DIED, Action, Disposition, Failure, attempt, retry_delay_s
-from node.ledger import LEDGER_FILE, Job, Ledger, Output, StaleLease, SynthesisRecord
+from node.ledger import LEDGER_FILE, Job, Ledger, StaleLease, SynthesisRecord
 from node.ledger.errors import MoveRefused
 from node.models import ModelStore
-from node.outbox import put
+from node.outbox import put_all
 from node.outputs.context import context_of
 from node.spool import Spool
 from node.states import State
@@ -46,8 +45,6 @@ log = structlog.get_logger("node.worker")  # not __name__: the process runs this
 IDLE_S = 0.1
 """Seconds between two looks into the ledger while there is nothing to do."""
 
-WRITERS = 4
-"""Files written at once: what is waited for is the disk's sync, and syncs share one."""
 STALLED_S = 1800.0
 """Seconds without progress after which a job counts as hanging: no tile and no reading takes as long."""
 EXIT_STALLED = 70
@@ -199,20 +196,10 @@ class Worker:
         destinations = self.settings.first_destinations
         records = [record_of(synthesis) for synthesis in built.syntheses]
         with self.spool.keeping():
-            outputs = self.place(job, built)
+            outputs = put_all(self.spool, built.outputs, job_id=job.id)
             self.ledger.record_built(job.id, self.owner, outputs, records, destinations, now=self.clock())
         seconds = round(self.clock() - began, 3)
         log.info("job built", job=job.id, outputs=len(outputs), seconds=seconds)
-
-    def place(self, job: Job, built: Built) -> list[Output]:
-        """Put every instance into the outbox, whole and safe; the same files again where they are there."""
-        with ThreadPoolExecutor(WRITERS, "outbox") as pool:
-            futures = [
-                pool.submit(put, self.spool, each, job_id=job.id, phase=made.phase, kind=made.kind)
-                for made in built.outputs
-                for each in made.instances
-            ]
-            return [future.result() for future in futures]
 
     def conclude(self, job: Job, failure: Failure) -> None:
         """What :data:`flow.DISPOSITIONS` says follows; nothing where the job is not ours any more."""

@@ -11,15 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
 from train.methods import METHODS
 
-DATA: dict[str, Any] = {
-    "spacing_mm": (12.0, 10.0, 10.0), "crop": (8, 32, 32), "phantom_shape": (8, 32, 32), "phantoms": 4,
-    "validation_phantoms": 4, "validation_seed": 0, "noise_hu": (2.0, 4.0), "extra_noise_hu": 0.0,
-}  # fmt: skip
+CASES = Path(__file__).parents[1] / "train" / "four_cases.toml"
+DATA = tomllib.loads(CASES.read_text(encoding="utf-8"))
 RESNET: dict[str, Any] = {
     "generator": {"channels": 16, "blocks": 3}, "discriminator": {"channels": 8, "layers": 2},
     "optimiser": {"lr": 1e-3},

@@ -7,6 +7,7 @@ like, and sampling gives another of them. That is why it is only there to be com
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,8 @@ def test_all_but_the_literal_reading_carry_the_latent_to_the_enhanced_one(
 def test_s2ldm_learns_four_cases_by_heart_to_three_decibels_above_the_source(
     tiny: TrainConfig, tmp_path: Path
 ) -> None:
-    four: dict[str, Any] = {
-        "spacing_mm": (12.0, 10.0, 10.0), "crop": (8, 32, 32), "phantom_shape": (8, 32, 32), "phantoms": 4,
-        "validation_phantoms": 4, "validation_seed": 0, "noise_hu": (2.0, 4.0), "extra_noise_hu": 0.0,
-    }  # fmt: skip
     values = tiny.model_dump()
-    values["data"] |= four
+    values["data"] |= tomllib.loads(Path(__file__).with_name("four_cases.toml").read_text(encoding="utf-8"))
     for part, steps in (("autoencoder", 120), ("diffusion", 40)):
         values[part]["loop"] |= {"steps": steps, "batch": 4, "ema": 0.5, "validation_crops": 8}
     config = TrainConfig.model_validate(values)
