@@ -236,8 +236,11 @@ class EngineSettings(Frozen):
     at start."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of one model run; 0 lets ONNX Runtime choose."""
-    device: int = Field(default=0, ge=0, le=255)
-    """Number of the GPU, where there are several."""
+    devices: tuple[Annotated[int, Field(ge=0, le=255)], ...] = Field(default=(0,), min_length=1)
+    """Numbers of the GPUs. Each worker takes one, in this order and over again; see worker.count."""
+    cuda_graph: bool = False
+    """With provider "cuda", record once what a model asks of the GPU and replay it: less waiting for the CPU,
+    more memory held."""
     bundles_dir: Literal[""] | Folder = ""
     """Folder with further model bundles, one folder each. Empty: only the shipped ones and those under
     data_dir/models."""
@@ -257,7 +260,7 @@ class WorkerSettings(Frozen):
     max_attempts: int = Field(default=3, ge=1, le=100)
     """Attempts after which a job whose worker died is parked."""
     count: int = Field(default=1, ge=1, le=64)
-    """Worker processes. One a GPU; one on a machine without."""
+    """Worker processes. One a GPU of engine.devices; one on a machine without."""
 
     @model_validator(mode="after")
     def _heartbeat_fits_the_lease(self) -> WorkerSettings:

@@ -6,7 +6,8 @@
     ├── BundleInvalid      the folder is not a bundle this engine may run
     ├── ProviderMissing    the execution provider asked for is not there
     ├── VolumeUnsupported  the volume is outside what the model was made for
-    └── SynthesisFailed    the runtime gave up while computing
+    ├── SynthesisFailed    the runtime gave up while computing
+    └── GraphTooLarge      there was no memory for a graph; a MemoryError too
 """
 
 from __future__ import annotations
@@ -43,3 +44,7 @@ class VolumeUnsupported(EngineError):
 
 class SynthesisFailed(EngineError):
     """The runtime failed while computing; carries its message."""
+
+
+class GraphTooLarge(EngineError, MemoryError):
+    """There was not enough memory, the GPU's or the host's, to run a graph; carries the runtime's message."""

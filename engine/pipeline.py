@@ -20,7 +20,7 @@ from config.base import Frozen
 from engine import compose
 from engine.body import Body, body_weight, find_body, holds_body
 from engine.bundle import Bundle, Manifest, SamplerSpec, read_bundle
-from engine.errors import BundleInvalid, SynthesisFailed, VolumeUnsupported
+from engine.errors import BundleInvalid, GraphTooLarge, SynthesisFailed, VolumeUnsupported
 from engine.families import FAMILIES
 from engine.grid import Grid, model_grid, slab_by_slab, to_model, to_source
 from engine.noise import NoiseField
@@ -68,6 +68,9 @@ class Engine:
         self.limits = limits or VolumeLimits()
         self._fallback = opened.fallback
         self._graphs = opened.graphs
+        self._put = opened.put
+        self._policy = sessions
+        self._on_cpu: Engine | None = None
         self._threads = cpu_threads(sessions)
 
     def with_sampler(self, spec: SamplerSpec) -> Engine:
@@ -78,6 +81,7 @@ class Engine:
         if self.bundle.manifest.sampler is None:
             raise ValueError(f"family {self.bundle.manifest.family!r} has no sampler")
         other = copy(self)
+        other._on_cpu = None
         manifest = self.bundle.manifest.model_copy(update={"sampler": spec})
         other.bundle = replace(self.bundle, manifest=manifest)
         return other
@@ -93,8 +97,25 @@ class Engine:
         """The bundle's phase on ``volume``'s grid; the same volume and seed give the same bytes.
 
         ``progress`` is told fractions from 0 to 1; ``body`` is what ``find_body`` finds, where that is known
-        already. Raises VolumeUnsupported or SynthesisFailed.
+        already. Where ``auto`` took an accelerator whose memory is full, this volume goes to the CPU and a
+        finding says so. Raises VolumeUnsupported, SynthesisFailed or GraphTooLarge.
         """
+        try:
+            return self._synthesize(volume, seed, progress, body)
+        except GraphTooLarge as error:
+            if self._policy.provider != "auto" or self.provider == "cpu":
+                raise
+            return self._without_accelerator(error)._synthesize(volume, seed, progress, body)
+
+    def _without_accelerator(self, why: GraphTooLarge) -> Engine:
+        """The same model on the CPU; its sessions are kept for the next time."""
+        if self._on_cpu is None:
+            cpu = self._policy.model_copy(update={"provider": "cpu"})
+            self._on_cpu = Engine(self.bundle, cpu, self.limits)
+        self._on_cpu._fallback = str(why)
+        return self._on_cpu
+
+    def _synthesize(self, volume: Volume, seed: int, progress: Progress, body: Body | None) -> Synthesis:
         manifest = self.bundle.manifest
         check_volume(volume, manifest, self.limits)
         seconds: dict[str, float] = {}
@@ -136,8 +157,8 @@ class Engine:
         def translate(tile: Float32, start: Shape3) -> Float32:
             if tile.max() <= low or not holds_body(body, grid, start, plan.tile):
                 return tile
-            normalised = (tile - low) / half - 1
-            x_c = family.translate(manifest, graphs, noise, normalised, start)
+            normalised = self._put(((tile - low) / half - 1)[None, None])
+            x_c = np.asarray(family.translate(manifest, graphs, noise, normalised, start))[0, 0]
             return _checked(x_c, tile.shape) * half + (low + half)
 
         result = np.empty_like(x)

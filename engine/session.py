@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Literal, Protocol
@@ -24,7 +25,8 @@ from pydantic import Field
 
 from config.base import Frozen
 from engine.bundle import Bundle
-from engine.errors import BundleInvalid, ProviderMissing, SynthesisFailed
+from engine.device import Device, Resident, as_array, run_bound
+from engine.errors import BundleInvalid, GraphTooLarge, ProviderMissing, SynthesisFailed
 from engine.volume import Float32
 
 ProviderName = Literal["auto", "cuda", "tensorrt", "openvino", "cpu"]
@@ -44,6 +46,11 @@ RUNTIME_ERRORS = (
 )  # fmt: skip
 """What ``onnxruntime`` raises; its own exceptions share no base class but Exception."""
 
+NO_MEMORY = re.compile(
+    r"out of memory|failed to allocate|ALLOC_FAILED|bad_alloc|bad allocation", re.IGNORECASE
+)
+"""How ONNX Runtime, CUDA, cuBLAS, cuDNN and C++ say that there was no memory."""
+
 
 class SessionPolicy(Frozen):
     """Where and how the graphs run."""
@@ -58,6 +65,9 @@ class SessionPolicy(Frozen):
     """Most GPU memory ONNX Runtime may take; 0 is no limit."""
     tf32: bool = False
     """Let the GPU round to 10 bits in products: faster, up to 1e-3 off."""
+    cuda_graph: bool = False
+    """With provider ``cuda``, capture each graph's launches once and replay them: less waiting for the CPU,
+    more memory held."""
     refuse_cpu_nodes: bool = False
     """With a GPU: an error where the runtime would place any node of a graph on the CPU."""
 
@@ -102,17 +112,56 @@ class Graph:
     session: ort.InferenceSession
 
     def __call__(self, **inputs: Float32) -> Float32:
-        """The graph's first output; SynthesisFailed with the runtime's message if it fails."""
-        try:
+        """The graph's first output. Raises SynthesisFailed or GraphTooLarge with the runtime's message."""
+        with _failures(self.name):
             output: Float32 = self.session.run(None, inputs)[0]
-        except RUNTIME_ERRORS as error:
-            raise SynthesisFailed(f"graph {self.name!r}: {error}") from error
         return output.astype(np.float32, copy=False)
 
     @property
     def inputs(self) -> Mapping[str, tuple[int | str | None, ...]]:
         """The shape of every input; a text is a free dimension."""
         return {i.name: tuple(i.shape) for i in self.session.get_inputs()}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceGraph(Graph):
+    """The same where arrays live in a GPU's memory: arrays and ``Resident`` in, ``Resident`` out."""
+
+    device: Device
+    fixed: bool = False
+    """Each call reads and writes the same memory, as a captured graph must: an output holds until then."""
+    buffers: dict[str, ort.OrtValue] = field(default_factory=dict)
+
+    def __call__(self, **inputs: Float32) -> Float32:
+        """The graph's first output, on the device."""
+        output = self.session.get_outputs()[0]
+        with _failures(self.name):
+            values = {name: self.device.put(array).plain() for name, array in inputs.items()}
+            into = self._room(output.name, tuple(output.shape)) if self.fixed else None
+            if self.fixed:
+                values = {name: self._filled(name, value) for name, value in values.items()}
+            made = run_bound(self.session, output.name, values, self.device, into=into)
+        return as_array(Resident(made, self.device))
+
+    def _room(self, name: str, shape: tuple[int, ...]) -> ort.OrtValue:
+        if name not in self.buffers:
+            self.buffers[name] = self.device.empty(shape)
+        return self.buffers[name]
+
+    def _filled(self, name: str, value: ort.OrtValue) -> ort.OrtValue:
+        buffer = self._room(name, tuple(value.shape()))
+        buffer.update_inplace(value)
+        return buffer
+
+
+@contextlib.contextmanager
+def _failures(graph: str) -> Iterator[None]:
+    """What the runtime raises, as the engine's own."""
+    try:
+        yield
+    except RUNTIME_ERRORS as error:
+        kind = GraphTooLarge if NO_MEMORY.search(f"{error!r}") else SynthesisFailed
+        raise kind(f"graph {graph!r}: {error}") from error
 
 
 class Runs(Protocol):
@@ -158,6 +207,12 @@ class Opened:
     """What runs: a key of :data:`PROVIDERS`."""
     fallback: str | None
     """Why ``auto`` did not get an accelerator that this machine has; None where nothing was lost."""
+    device: Device | None = None
+    """Where arrays stay between graphs; None for the host, where they are NumPy's."""
+
+    def put(self, array: Float32) -> Float32:
+        """``array`` where the graphs run: there once, however many of them ask for it."""
+        return as_array(self.device.put(array)) if self.device else array
 
 
 def open_graphs(bundle: Bundle, policy: SessionPolicy) -> Opened:
@@ -169,7 +224,8 @@ def open_graphs(bundle: Bundle, policy: SessionPolicy) -> Opened:
     fallback = None
     for provider in candidates(policy.provider):
         try:
-            return Opened(_open_all(bundle, provider, policy), provider, fallback)
+            graphs, device = _open_all(bundle, provider, policy)
+            return Opened(graphs, provider, fallback, device)
         except ProviderMissing as error:
             if policy.provider != "auto" or provider == "cpu":
                 raise
@@ -193,9 +249,10 @@ def available() -> tuple[str, ...]:
 
 def situation(provider: str, policy: SessionPolicy) -> str:
     """How ``provider`` runs here, what else was found, and what would be faster; for people."""
-    threads = f" with {cpu_threads(policy)} threads" if provider in ("cpu", "openvino") else ""
+    on_cpu = provider in ("cpu", "openvino")
+    place = f"with {cpu_threads(policy)} threads" if on_cpu else f"on GPU {policy.device}"
     gpu = "an NVIDIA driver" if _has_nvidia_gpu() else "no NVIDIA driver"
-    found = f"{provider}{threads}; ONNX Runtime {ort.__version__} has {', '.join(available())}, {gpu} is here"
+    found = f"{provider} {place}; ONNX Runtime {ort.__version__} has {', '.join(available())}, {gpu} is here"
     faster = FASTER.get(provider)
     return f"{found}; faster: {faster}" if faster else found
 
@@ -253,16 +310,30 @@ def _cuda_options(policy: SessionPolicy) -> dict[str, str]:
         "cudnn_conv_use_max_workspace": "1",
         "arena_extend_strategy": "kSameAsRequested",
         "use_tf32": str(int(policy.tf32)),
+        "enable_cuda_graph": str(int(policy.cuda_graph)),
     }
     return options | ({"gpu_mem_limit": str(policy.memory_bytes)} if policy.memory_bytes else {})
 
 
-def _open_all(bundle: Bundle, provider: str, policy: SessionPolicy) -> dict[str, Graph]:
+def _open_all(bundle: Bundle, provider: str, policy: SessionPolicy) -> tuple[dict[str, Graph], Device | None]:
     if provider not in available():
         raise ProviderMissing(provider, available(), PROVIDERS[provider].cure)
-    if provider in ("cuda", "tensorrt"):
+    on_gpu = provider in ("cuda", "tensorrt")
+    if on_gpu:
         _load_nvidia_libraries()
-    return {name: Graph(name, _open(bundle, name, provider, policy)) for name in bundle.manifest.graphs}
+    sessions = {name: _open(bundle, name, provider, policy) for name in bundle.manifest.graphs}
+    if not on_gpu:
+        return {name: Graph(name, session) for name, session in sessions.items()}, None
+    device = open_device("cuda", policy)
+    fixed = policy.cuda_graph and provider == "cuda"
+    return {name: DeviceGraph(name, session, device, fixed) for name, session in sessions.items()}, device
+
+
+def open_device(kind: str, policy: SessionPolicy) -> Device:
+    """The memory of the policy's GPU ("cuda"), or of the host ("cpu") under the same rules."""
+    plain = policy.model_copy(update={"cuda_graph": False})
+    index = policy.device if kind == "cuda" else 0
+    return Device(kind, index, session_options(kind, plain), provider_options(kind, plain))
 
 
 def _open(bundle: Bundle, name: str, provider: str, policy: SessionPolicy) -> ort.InferenceSession:

@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
+from itertools import product
 from threading import Event
 
 from config.settings import ArchivePeer, FolderDestination, Settings, StoreDestination
@@ -29,6 +30,7 @@ from node.ledger.schema import MIGRATIONS, version_of
 from node.models import ModelStore
 from node.pull.query import FIND, GET, MOVE, conversation
 from node.refresh import lacking
+from node.supervisor import on_its_gpu
 from node.watch import site
 from node.worker import policy_of
 
@@ -138,13 +140,19 @@ def _models(settings: Settings, _now: float) -> Found:
 
 
 def _provider(settings: Settings, _now: float) -> Found:
-    for phase, folder in ModelStore(settings).active().items():
-        policy = policy_of(settings.engine)
+    models = ModelStore(settings).active()
+    for worker, (phase, folder) in product(range(_gpus_in_use(settings)), models.items()):
+        policy = policy_of(on_its_gpu(settings, worker).engine)
         opened = open_graphs(read_bundle(folder), policy)
         if opened.fallback is None:
             yield Level.OK, f"{phase} runs on {situation(opened.provider, policy)}", ""
         else:
             yield Level.WARNING, f"{phase} runs on {opened.provider}: {opened.fallback}", CURES["provider"]
+
+
+def _gpus_in_use(settings: Settings) -> int:
+    """As many workers as have a GPU of their own."""
+    return min(settings.worker.count, len(settings.engine.devices))
 
 
 def _certificates(settings: Settings, now: float) -> Found:

@@ -46,7 +46,7 @@ from node.scp import Scp
 from node.settle import settle_due
 from node.spool import Spool
 from node.states import State
-from node.supervisor import EXIT_CONFIG, Supervisor, is_gone
+from node.supervisor import EXIT_CONFIG, Supervisor, is_gone, on_its_gpu
 from node.watch.post import FOLLOW_S, Watch
 from node.watch.signs import Signs, WorkerSign
 from node.watchdog import Pulse
@@ -171,8 +171,10 @@ class Node:
         self._listening_since = time.monotonic()
 
     def _start_workers(self) -> None:
-        for _ in range(self.settings.worker.count):
-            keeper = Supervisor(self.settings, on_death=self._worker_died, on_fatal=self._worker_unfit)
+        for number in range(self.settings.worker.count):
+            keeper = Supervisor(
+                on_its_gpu(self.settings, number), on_death=self._worker_died, on_fatal=self._worker_unfit
+            )
             keeper.start()
             self._open.callback(keeper.stop)
             self._supervisors.append(keeper)

@@ -72,6 +72,14 @@ def wait_s(deaths: int) -> float:
     return float(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(deaths - 1, 16)))
 
 
+def on_its_gpu(settings: Settings, worker: int) -> Settings:
+    """The settings of one worker process: its GPU comes first."""
+    devices = settings.engine.devices
+    first = worker % len(devices)
+    engine = settings.engine.model_copy(update={"devices": devices[first:] + devices[:first]})
+    return settings.model_copy(update={"engine": engine})
+
+
 class Supervisor:
     """One worker process, started again whenever it dies, until :meth:`stop`.
 

@@ -246,7 +246,8 @@ def policy_of(engine: EngineSettings) -> SessionPolicy:
     return SessionPolicy(
         provider=engine.provider,
         threads=engine.threads,
-        device=engine.device,
+        device=engine.devices[0],
+        cuda_graph=engine.cuda_graph,
         memory_bytes=engine.memory_bytes,
     )
 

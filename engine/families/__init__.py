@@ -22,7 +22,8 @@ class Family:
     inputs: Mapping[str, frozenset[str]]
     """Graph → the names of the inputs it must have."""
     translate: Callable[[Manifest, Mapping[str, Runs], NoiseField, Float32, Shape3], Float32]
-    """``(manifest, graphs, noise, x, start)`` → x_c: tiles in [-1, 1], ``start`` in model voxels."""
+    """``(manifest, graphs, noise, x, start)`` → x_c: tiles (1, 1, slice, row, column) in [-1, 1] where the
+    graphs run, ``start`` in model voxels."""
     optional: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Graph → the names of the inputs it may have besides."""
 

@@ -24,21 +24,19 @@ OPTIONAL = {"denoiser": frozenset({"x"}), "decoder": frozenset({"x"})}
 def translate(
     manifest: Manifest, graphs: Mapping[str, Runs], noise: NoiseField, x: Float32, start: Shape3
 ) -> Float32:
-    """x_c of one tile, [slice, row, column] in [-1, 1]; S of eq. 3 is 1 in service and so in no graph."""
+    """x_c of one tile, (1, 1, slice, row, column) in [-1, 1]; S of eq. 3 is 1 in service: in no graph."""
     latent, sampler = parameters(manifest)
     denoiser, decoder = graphs["denoiser"], graphs["decoder"]
-    source = x[None, None]
-    condition, canvas = ({"x": source} if "x" in graph.inputs else {} for graph in (denoiser, decoder))
+    condition, canvas = ({"x": x} if "x" in graph.inputs else {} for graph in (denoiser, decoder))
 
     def predict(z_t: Float32, e_n: Float32, t: float) -> Float32:
         return denoiser(z_t=z_t, e_n=e_n, t=np.array([t], dtype=np.float32), **condition)
 
-    e_n = graphs["encoder"](x=source)
+    e_n = graphs["encoder"](x=x)
     cells = (e_n.shape[2], e_n.shape[3], e_n.shape[4])
     epsilon = noise.block(samplers.noise_fields(sampler), latent.channels, latent_start(latent, start), cells)
     z = samplers.sample(sampler, predict, e_n, epsilon)
-    x_c: Float32 = decoder(z=z, **canvas)[0, 0]
-    return x_c
+    return decoder(z=z, **canvas)
 
 
 def latent_start(latent: LatentSpec, start: Shape3) -> Shape3:

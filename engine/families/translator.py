@@ -15,6 +15,5 @@ INPUTS = {"translator": frozenset({"x"})}
 def translate(
     manifest: Manifest, graphs: Mapping[str, Runs], noise: NoiseField, x: Float32, start: Shape3
 ) -> Float32:
-    """x_c = T(x), both [slice, row, column] in [-1, 1]; nothing here is random."""
-    x_c: Float32 = graphs["translator"](x=x[None, None])[0, 0]
-    return x_c
+    """x_c = T(x), both (1, 1, slice, row, column) in [-1, 1]; nothing here is random."""
+    return graphs["translator"](x=x)

@@ -5,8 +5,6 @@ The network gives v ≈ E[E_c − E_n | z_t, E_n].
 
 from __future__ import annotations
 
-import numpy as np
-
 from engine.samplers.predict import Predict
 from engine.volume import Float32
 
@@ -33,4 +31,4 @@ def sample(predict: Predict, e_n: Float32, noise: Float32, *, steps: int, sigma:
         z = z + (s - t) / (1 - t) * (e_n + v - z)
         if s < 1:
             z = z + sigma * ((s - t) * (1 - s) / (1 - t)) ** 0.5 * noise[k]
-    return z.astype(np.float32, copy=False)
+    return z

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from engine.samplers.predict import Predict
 from engine.schedule import CLEAN, Prediction, Schedule, split, timesteps
 from engine.volume import Float32
@@ -40,4 +38,4 @@ def sample(
         z = a_next**0.5 * z_0 + max(1 - a_next - sigma**2, 0.0) ** 0.5 * epsilon
         if sigma > 0:
             z = z + sigma * noise[k + 1]
-    return z.astype(np.float32, copy=False)
+    return z

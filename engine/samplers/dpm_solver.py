@@ -5,8 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 from math import expm1, log
 
-import numpy as np
-
 from engine.samplers.predict import Predict
 from engine.schedule import Prediction, Schedule, split, timesteps
 from engine.volume import Float32
@@ -46,7 +44,7 @@ def sample(
         z = ((1 - a_next) / (1 - a)) ** 0.5 * z - a_next**0.5 * expm1(-h) * d
         before = z_0, h
     z_0, _ = split(prediction, predict(z, e_n, schedule.time(taus[-1])), z, schedule.at(taus[-1]))
-    return z_0.astype(np.float32, copy=False)
+    return z_0
 
 
 def _lambda(a: float) -> float:

@@ -28,7 +28,7 @@ def test_bundles_and_families_know_the_same_names_and_graphs() -> None:
 def test_a_tile_becomes_a_tile_of_its_size_and_the_same_one_twice(make_bundle: MakeBundle, name: str) -> None:
     bundle = make_bundle(name, gain=0.1, lift=0.2)
     graphs = open_graphs(bundle, SessionPolicy(provider="cpu", threads=1)).graphs
-    x = np.random.default_rng(1).uniform(-1, 1, bundle.manifest.tile).astype(np.float32)
+    x = np.random.default_rng(1).uniform(-1, 1, (1, 1, *bundle.manifest.tile)).astype(np.float32)
     before = x.copy()
     one, two = (
         FAMILIES[name].translate(bundle.manifest, graphs, NOISE, x, start) for start in ((0, 0, 0), (0, 4, 8))
@@ -49,19 +49,19 @@ def test_noise_moves_with_the_tile_s_place_and_stays_in_the_patient(make_bundle:
     sampler = {"name": "ddim", "formulation": "conditional", "steps": 1, "prediction": "epsilon"}
     bundle = make_bundle(sampler=sampler)
     graphs = open_graphs(bundle, SessionPolicy(provider="cpu")).graphs
-    x = np.zeros(bundle.manifest.tile, np.float32)
+    x = np.zeros((1, 1, *bundle.manifest.tile), np.float32)
     here, there = (
         FAMILIES["s2ldm"].translate(bundle.manifest, graphs, NOISE, x, start)
         for start in ((0, 0, 0), (2, 8, 4))
     )
-    np.testing.assert_array_equal(here[2:, 8:, 4:], there[:-2, :-8, :-4])
+    np.testing.assert_array_equal(here[..., 2:, 8:, 4:], there[..., :-2, :-8, :-4])
     assert here.std() > 0.1
 
 
 def test_a_decoder_that_paints_onto_the_source_gets_the_source(make_bundle: MakeBundle) -> None:
     bundle = make_bundle(paint=True, gain=0.5, lift=0.25)
     graphs = Engine(bundle, SessionPolicy(provider="cpu"))._graphs
-    x = np.random.default_rng(1).uniform(-1, 1, bundle.manifest.tile).astype(np.float32)
+    x = np.random.default_rng(1).uniform(-1, 1, (1, 1, *bundle.manifest.tile)).astype(np.float32)
     x_c = FAMILIES["s2ldm"].translate(bundle.manifest, graphs, NOISE, x, (0, 0, 0))
     np.testing.assert_array_equal(x_c, x + np.float32(0.25))
 
@@ -76,7 +76,7 @@ def test_a_voxel_on_the_latent_grid_has_its_cell(make_bundle: MakeBundle) -> Non
 def test_a_decoder_may_paint_onto_the_source(make_bundle: MakeBundle) -> None:
     bundle = make_bundle(lift=0.2)
     graphs = open_graphs(bundle, SessionPolicy(provider="cpu")).graphs
-    x = np.random.default_rng(2).uniform(-1, 1, bundle.manifest.tile).astype(np.float32)
+    x = np.random.default_rng(2).uniform(-1, 1, (1, 1, *bundle.manifest.tile)).astype(np.float32)
     decode = graphs["decoder"]
 
     class OntoSource:

@@ -20,8 +20,17 @@ from node.models import ModelStore
 from node.outputs.encoding import to_bytes
 from node.spool import Spool
 from node.states import State
-from node.supervisor import EXIT_CONFIG, owner_name
-from node.worker import Engines, HandedBack, Heartbeat, Worker, digest_of, local_time, policy_of, serve
+from node.supervisor import EXIT_CONFIG, on_its_gpu, owner_name
+from node.worker import (
+    Engines,
+    HandedBack,
+    Heartbeat,
+    Worker,
+    digest_of,
+    local_time,
+    policy_of,
+    serve,
+)
 
 
 class Bench:
@@ -292,10 +301,21 @@ def test_work_goes_on_until_told_to_stop(bench, new_series):
 
 
 def test_every_setting_of_where_models_run_reaches_them():
-    settings = EngineSettings(provider="cpu", threads=3, device=1, memory_bytes=5_000_000)
+    settings = EngineSettings(
+        provider="cpu", threads=3, devices=(1, 0), memory_bytes=5_000_000, cuda_graph=True
+    )
     shared = EngineSettings.model_fields.keys() & SessionPolicy.model_fields.keys()
-    assert shared == {"provider", "threads", "device", "memory_bytes"}
-    assert policy_of(settings).model_dump(include=shared) == settings.model_dump(include=shared)
+    assert shared == {"provider", "threads", "memory_bytes", "cuda_graph"}
+    policy = policy_of(settings)
+    assert policy.model_dump(include=shared) == settings.model_dump(include=shared)
+    assert policy.device == 1
+
+
+def test_each_worker_has_its_gpu(bench):
+    engine = EngineSettings(devices=(2, 0, 1))
+    settings = bench.settings.model_copy(update={"engine": engine})
+    assert [policy_of(on_its_gpu(settings, n).engine).device for n in range(5)] == [2, 0, 1, 2, 0]
+    assert on_its_gpu(settings, 1).model_copy(update={"engine": engine}) == settings
 
 
 def test_a_jobs_time_has_a_zone():
