@@ -29,7 +29,10 @@ GRAPHS: dict[str, frozenset[str]] = {
     "s2ldm": frozenset({"encoder", "denoiser", "decoder"}),
     "translator": frozenset({"translator"}),
 }
-"""The graphs a bundle of each family holds: exactly these."""
+"""The graphs a bundle of each family holds."""
+
+GRAPHS_BESIDES: dict[str, frozenset[str]] = {"s2ldm": frozenset({"condition"})}
+"""The graphs it may hold besides."""
 
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 """A plain name inside the folder: no separator, no leading dot, so no way out of it."""
@@ -106,6 +109,8 @@ class Manifest(Frozen):
     sampler: SamplerSpec | None = None
     composition: CompositionSpec
     graphs: dict[str, str]
+    variants: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Other forms of all graphs, by name: ``fp16`` computes in half precision, for GPUs."""
     files: dict[str, Sha256]
     """Every file of the folder but bundle.json itself."""
     parity: dict[str, JsonValue]
@@ -120,10 +125,14 @@ class Manifest(Frozen):
     def _agree(self) -> Self:
         if not self.window_hu[0] < self.window_hu[1]:
             raise ValueError(f"window_hu {self.window_hu} is empty")
-        if set(self.graphs) != GRAPHS[self.family]:
-            raise ValueError(f"family {self.family!r} needs graphs {sorted(GRAPHS[self.family])}")
-        if missing := sorted(set(self.graphs.values()) - set(self.files)):
-            raise ValueError(f"graphs {missing} have no digest in files")
+        found, needed = set(self.graphs), GRAPHS[self.family]
+        if found - GRAPHS_BESIDES.get(self.family, frozenset()) != needed:
+            raise ValueError(f"family {self.family!r} needs graphs {sorted(needed)}, not {sorted(found)}")
+        for name, graphs in {"graphs": self.graphs, **self.variants}.items():
+            if set(graphs) != set(self.graphs):
+                raise ValueError(f"variant {name!r} has graphs {sorted(graphs)}, not {sorted(self.graphs)}")
+            if missing := sorted(set(graphs.values()) - set(self.files)):
+                raise ValueError(f"graphs {missing} have no digest in files")
         for name in self.files:
             if not FILE_NAME.fullmatch(name) or name == MANIFEST:
                 raise ValueError(f"file name {name!r} is not allowed")
@@ -147,9 +156,13 @@ class Bundle:
     manifest: Manifest
     digest: str
 
-    def graph_bytes(self, graph: str) -> bytes:
-        """The bytes of one graph, checked again: what runs is what the digest names. BundleInvalid if not."""
-        name = self.manifest.graphs[graph]
+    def graph_bytes(self, graph: str, variant: str = "") -> bytes:
+        """The bytes of one graph, checked again: what runs is what the digest names. BundleInvalid if not.
+
+        ``variant`` names one of the manifest's; without, it is the graph itself.
+        """
+        graphs = self.manifest.variants[variant] if variant else self.manifest.graphs
+        name = graphs[graph]
         data = _read(self.folder, name)
         _check_digest(self.folder, name, hashlib.sha256(data).hexdigest(), self.manifest.files[name])
         return data
@@ -179,7 +192,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> str:
 
 def manifest_bytes(manifest: Manifest) -> bytes:
     """The one spelling of a manifest: equal manifests give equal bytes."""
-    content = manifest.model_dump(mode="json")
+    content = manifest.model_dump(mode="json", exclude=None if manifest.variants else {"variants"})
     return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 

@@ -65,6 +65,7 @@ class Engine:
         check_graphs(bundle, opened.graphs)
         self.bundle = bundle
         self.provider = opened.provider
+        self.variant = opened.variant
         self.limits = limits or VolumeLimits()
         self._fallback = opened.fallback
         self._graphs = opened.graphs
@@ -179,7 +180,7 @@ class Engine:
             seed=seed,
             steps=sampler.steps if sampler else 0,
             sampler=sampler.name if sampler else "none",
-            provider=self.provider,
+            provider=f"{self.provider} {self.variant}".strip(),
             seconds=seconds,
             findings=tuple(self._findings(grid)),
         )
@@ -203,8 +204,8 @@ def open_engine(folder: Path, policy: SessionPolicy) -> Engine:
 def check_graphs(bundle: Bundle, graphs: Mapping[str, Graph]) -> None:
     """BundleInvalid where a graph does not take what its family gives it."""
     family = FAMILIES[bundle.manifest.family]
-    for name, expected in family.inputs.items():
-        found = graphs[name].inputs
+    for name, graph in graphs.items():
+        found, expected = graph.inputs, family.inputs.get(name, frozenset())
         if found.keys() - family.optional.get(name, frozenset()) != expected:
             raise BundleInvalid(
                 bundle.folder, f"graph {name!r} takes {sorted(found)}, not {sorted(expected)}"
@@ -212,6 +213,8 @@ def check_graphs(bundle: Bundle, graphs: Mapping[str, Graph]) -> None:
         wanted = (1, 1, *bundle.manifest.tile)
         if "x" in found and not _fits(found["x"], wanted):
             raise BundleInvalid(bundle.folder, f"graph {name!r} takes x of shape {found['x']}, not {wanted}")
+        if "c" in found and "condition" not in graphs:
+            raise BundleInvalid(bundle.folder, f"graph {name!r} takes c, and no graph 'condition' makes it")
 
 
 def check_volume(volume: Volume, manifest: Manifest, limits: VolumeLimits) -> None:

@@ -100,6 +100,9 @@ PROVIDERS: dict[str, Provider] = {
 AUTO = ("cuda", "openvino", "cpu")
 """What ``auto`` tries, in order; TensorRT only by name, since it builds its engines for minutes."""
 
+VARIANTS: Mapping[str, str] = {"cuda": "fp16", "tensorrt": "fp16"}
+"""The variant of a bundle that a provider runs, where the bundle has it."""
+
 NVIDIA_NODES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 """What the driver makes on Linux and on Linux under Windows."""
 
@@ -205,6 +208,8 @@ class Opened:
     graphs: Mapping[str, Graph]
     provider: str
     """What runs: a key of :data:`PROVIDERS`."""
+    variant: str
+    """Which of the bundle's variants that is; empty for its graphs as they are."""
     fallback: str | None
     """Why ``auto`` did not get an accelerator that this machine has; None where nothing was lost."""
     device: Device | None = None
@@ -225,12 +230,18 @@ def open_graphs(bundle: Bundle, policy: SessionPolicy) -> Opened:
     for provider in candidates(policy.provider):
         try:
             graphs, device = _open_all(bundle, provider, policy)
-            return Opened(graphs, provider, fallback, device)
+            return Opened(graphs, provider, variant_for(bundle, provider), fallback, device)
         except ProviderMissing as error:
             if policy.provider != "auto" or provider == "cpu":
                 raise
             fallback = str(error)
     raise ProviderMissing(policy.provider, available(), PROVIDERS["cpu"].cure)
+
+
+def variant_for(bundle: Bundle, provider: str) -> str:
+    """The variant of ``bundle`` that runs on ``provider``; empty where it has none for it."""
+    variant = VARIANTS.get(provider, "")
+    return variant if variant in bundle.manifest.variants else ""
 
 
 def candidates(asked: ProviderName) -> tuple[str, ...]:
@@ -341,7 +352,7 @@ def _open(bundle: Bundle, name: str, provider: str, policy: SessionPolicy) -> or
     try:
         with _quiet():
             session = ort.InferenceSession(
-                bundle.graph_bytes(name),
+                bundle.graph_bytes(name, variant_for(bundle, provider)),
                 session_options(provider, policy),
                 providers=provider_options(provider, policy),
                 enable_fallback=0,

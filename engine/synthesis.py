@@ -33,7 +33,7 @@ class Synthesis:
     sampler: str
     """Name of the sampler; "none" for a family without one."""
     provider: str
-    """The execution provider that ran."""
+    """The execution provider that ran, and the bundle's variant if it was one: "cuda fp16"."""
     seconds: Mapping[str, float]
     """Stage → wall-clock seconds, which sum up to the whole: body, resample, each graph by its name, tiles
     (cutting, blending and the sampler's own sums), compose."""

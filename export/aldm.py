@@ -1,8 +1,4 @@
-"""The three graphs of an ALDM, in family ``s2ldm``: it is sampled by DDIM from a condition in the same way.
-
-SPADE's guess depends on E_n alone, but a sampler of the engine hands a denoiser nothing but (z_t, E_n, t), so
-the denoiser's graph makes it anew in every step: about as much again as the step itself.
-"""
+"""The four graphs of an ALDM, in family ``s2ldm``: it is sampled by DDIM from a condition in the same way."""
 
 from __future__ import annotations
 
@@ -35,16 +31,28 @@ class EncoderGraph(nn.Module):
         return self.vqgan.encode(x) * self.scale
 
 
-class DenoiserGraph(nn.Module):
-    """(z_t, E_n, t) to ε of one phase; SPADE is inside."""
+class ConditionGraph(nn.Module):
+    """E_n to SPADE's guess c of one phase's latent."""
 
-    def __init__(self, denoiser: Denoiser, spade: Spade, phase: int) -> None:
+    def __init__(self, spade: Spade, phase: int) -> None:
         super().__init__()
-        self.denoiser, self.spade, self.phase = denoiser, spade, phase
+        self.spade, self.phase = spade, phase
 
-    def forward(self, z_t: Tensor, e_n: Tensor, t: Tensor) -> Tensor:
+    def forward(self, e_n: Tensor) -> Tensor:
+        """c."""
+        return self.spade(e_n, self.phase)
+
+
+class DenoiserGraph(nn.Module):
+    """(z_t, E_n, t, c) to ε of one phase."""
+
+    def __init__(self, denoiser: Denoiser, phase: int) -> None:
+        super().__init__()
+        self.denoiser, self.phase = denoiser, phase
+
+    def forward(self, z_t: Tensor, e_n: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """ε."""
-        return self.denoiser(z_t, e_n, self.spade(e_n, self.phase), t, self.phase)
+        return self.denoiser(z_t, e_n, c, t, self.phase)
 
 
 class DecoderGraph(nn.Module):
@@ -76,7 +84,8 @@ class AldmModel:
         phase = PHASES.index(self.config.data.phase)
         return {
             "encoder": EncoderGraph(self.vqgan, self.scale).eval(),
-            "denoiser": DenoiserGraph(self.denoiser, self.spade, phase).eval(),
+            "condition": ConditionGraph(self.spade, phase).eval(),
+            "denoiser": DenoiserGraph(self.denoiser, phase).eval(),
             "decoder": DecoderGraph(self.vqgan, self.scale).eval(),
         }
 
@@ -87,13 +96,14 @@ class AldmModel:
         z = torch.zeros(1, latent.channels, *cells)
         return {
             "encoder": {"x": torch.zeros(1, 1, *self.config.data.crop)},
-            "denoiser": {"z_t": z, "e_n": z.clone(), "t": torch.full((1,), 0.5)},
+            "condition": {"e_n": z},
+            "denoiser": {"z_t": z, "e_n": z.clone(), "t": torch.full((1,), 0.5), "c": z.clone()},
             "decoder": {"z": z},
         }
 
     def outputs(self) -> dict[str, str]:
         """The name of every graph's output."""
-        return {"encoder": "e_n", "denoiser": "epsilon", "decoder": "x_c"}
+        return {"encoder": "e_n", "condition": "c", "denoiser": "epsilon", "decoder": "x_c"}
 
     def latent(self) -> LatentSpec:
         """The space DDIM works in."""

@@ -9,6 +9,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,9 +24,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from engine import samplers
 from engine.bundle import Bundle, read_bundle
 from engine.errors import BundleInvalid, ProviderMissing
+from engine.families import s2ldm
 from engine.session import SessionPolicy, cpu_threads, open_graphs, session_options
-from engine.volume import Float32
+from engine.volume import Float32, Shape3
 from export.graph import OPSET, weights_of
+from export.model import Called
 from export.s2ldm import Model, as_wide_as
 from train.cli import EXIT_CONFIG
 from train.config import TrainConfig
@@ -77,14 +80,14 @@ def compare(
     bundle = read_bundle(folder)
     policy = SessionPolicy(provider="cpu", threads=threads)
     sessions = open_graphs(bundle, policy).graphs
-    modules = rebuild(bundle).graphs()
+    modules = modules_of(bundle)
     torch.set_num_threads(cpu_threads(policy))
     x = _example(bundle)
     runs: dict[str, Run] = {
         "engine": lambda name, **inputs: sessions[name](**inputs),
         "torch": lambda name, **inputs: _torch(modules[name], **inputs),
     }
-    inputs = {name: graph.inputs.keys() for name, graph in sessions.items()}
+    inputs = {name: graph.inputs for name, graph in sessions.items()}
     absent: dict[str, str] = {}
     for other in others:
         try:
@@ -118,7 +121,7 @@ def compare(
 def graphs(bundle: Bundle, rounds: int, threads: int) -> dict[str, Any]:
     """Each graph by itself: calls a tile, FLOPs as trained, seconds of both, share of the matrix peak."""
     policy = SessionPolicy(provider="cpu", threads=threads)
-    sessions, modules = open_graphs(bundle, policy).graphs, rebuild(bundle).graphs()
+    sessions, modules = open_graphs(bundle, policy).graphs, modules_of(bundle)
     torch.set_num_threads(cpu_threads(policy))
     asked: dict[str, list[dict[str, Float32]]] = {name: [] for name in sessions}
 
@@ -126,7 +129,7 @@ def graphs(bundle: Bundle, rounds: int, threads: int) -> dict[str, Any]:
         asked[name].append(inputs)
         return sessions[name](**inputs)
 
-    tile(bundle, listen, {name: graph.inputs.keys() for name, graph in sessions.items()}, _example(bundle))
+    tile(bundle, listen, {name: graph.inputs for name, graph in sessions.items()}, _example(bundle))
     peak = matrix_peak(threads)
     rows = {}
     for name, calls in asked.items():
@@ -225,19 +228,22 @@ OTHERS: Mapping[str, Callable[[Bundle, Mapping[str, nn.Module], int], Run]] = {
 """Who else may run the graphs, where it is installed."""
 
 
-def tile(bundle: Bundle, run: Run, inputs: Mapping[str, Collection[str]], x: Float32) -> Float32:
-    """One tile through encoder, sampler and decoder; ``inputs`` names what each graph takes."""
-    spec = bundle.manifest.sampler
-    assert spec is not None
-    e_n = run("encoder", x=x)
-    given = {name: {"x": x} if "x" in inputs[name] else {} for name in ("denoiser", "decoder")}
-    noise = np.zeros((samplers.noise_fields(spec), *e_n.shape), np.float32)
+def tile(bundle: Bundle, run: Run, inputs: Mapping[str, Mapping[str, Any]], x: Float32) -> Float32:
+    """One tile through every graph without noise; ``inputs`` names what each of them takes."""
+    latent, sampler = s2ldm.parameters(bundle.manifest)
+    called = {name: Called(partial(run, name), taken) for name, taken in inputs.items()}
 
-    def predict(z_t: Float32, source: Float32, t: float) -> Float32:
-        return run("denoiser", z_t=z_t, e_n=source, t=np.array([t], np.float32), **given["denoiser"])
+    def silence(cells: Shape3) -> Float32:
+        return np.zeros((samplers.noise_fields(sampler), 1, latent.channels, *cells), np.float32)
 
-    z = samplers.sample(spec, predict, e_n, noise)
-    return run("decoder", z=z, **given["decoder"])
+    return s2ldm.paint(called, s2ldm.sample(sampler, called, x, silence), x)
+
+
+def modules_of(bundle: Bundle) -> dict[str, nn.Module]:
+    """The torch networks of a bundle under the names of its graphs. Raises BundleInvalid."""
+    model = rebuild(bundle)
+    whole = {} if "condition" in bundle.manifest.graphs else {"denoiser": model.denoiser}
+    return model.graphs() | whole
 
 
 def rebuild(bundle: Bundle) -> Model:
@@ -246,11 +252,12 @@ def rebuild(bundle: Bundle) -> Model:
     Raises BundleInvalid where a graph lacks a weight, as one made by other means would.
     """
     config = TrainConfig.model_validate(bundle.manifest.run["config"])
-    found = {name: _weights(bundle, name) for name in ("encoder", "denoiser", "decoder")}
+    found = {name: _weights(bundle, name) for name in bundle.manifest.graphs}
     autoencoder = as_wide_as(config, {name.removeprefix("autoencoder.") for name in found["decoder"]})
     _fill(bundle, autoencoder, found["encoder"] | found["decoder"], "autoencoder.")
     denoiser = Denoiser(config, bundle.manifest.phase)
-    _fill(bundle, denoiser, found["denoiser"], "")
+    split = "condition" in found
+    _fill(bundle, denoiser, found["denoiser"] | found.get("condition", {}), "denoiser." if split else "")
     assert bundle.manifest.latent is not None
     return Model(config, autoencoder.eval(), denoiser.eval(), bundle.manifest.latent.scale, {})
 

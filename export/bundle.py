@@ -25,7 +25,7 @@ from engine.session import SessionPolicy
 from export import aldm, s2ldm, translator
 from export.graph import OPSET, write_graph
 from export.model import Model
-from export.parity import DEFAULT_TOLERANCE, Tolerance, measure
+from export.parity import DEFAULT_TOLERANCE, HALF_TOLERANCE, Tolerance, measure
 from train.checkpoint import CheckpointUnusable, file_of
 from train.checkpoint import load as load_checkpoint
 from train.config import BundleConfig, Phase
@@ -56,6 +56,7 @@ def export_bundle(
     settings: BundleConfig | None = None,
     phase: Phase | None = None,
     half_weights: bool = True,
+    fp16: bool = False,
     evaluation_seeds: tuple[int, ...] = (),
     tolerance: Tolerance = DEFAULT_TOLERANCE,
     replace: bool = False,
@@ -63,6 +64,7 @@ def export_bundle(
     """Write the bundle of a finished model's checkpoint (its file or folder) to ``out``.
 
     ``phase`` has to be named where the model serves both: each is a bundle of its own, with the same weights.
+    With ``fp16`` it holds every graph a second time, computing in half precision, which GPUs run.
     ``settings`` replaces the checkpoint's ``[bundle]`` table; with ``evaluation_seeds`` the bundle is run on
     those phantoms and the figures go into its metrics. Raises CheckpointUnusable, ParityExceeded,
     BundleExists or BundleInvalid; then nothing is left behind.
@@ -75,9 +77,13 @@ def export_bundle(
     with _staged(out) as folder:
         files = {name: folder / f"{name}.onnx" for name in outputs}
         modules, inputs = model.graphs(), model.inputs()
+        halves = {name: folder / f"{name}.fp16.onnx" for name in outputs} if fp16 else {}
         for name, target in files.items():
-            write_graph(modules[name], inputs[name], outputs[name], target, half_weights)
-        parity = measure(model, files, tolerance)
+            half = halves.get(name)
+            write_graph(modules[name], inputs[name], outputs[name], target, half_weights, half)
+        parity: dict[str, Any] = {**measure(model, files, tolerance)}
+        if fp16:
+            parity["fp16"] = measure(model, halves, HALF_TOLERANCE)
         manifest = describe(model, folder, settings or model.config.bundle, parity, _card(file))
         write_manifest(folder, manifest)
         if evaluation_seeds:
@@ -124,6 +130,7 @@ def describe(
         sampler=model.sampler(),
         composition=CompositionSpec(**settings.composition.model_dump()),
         graphs={name: f"{name}.onnx" for name in model.outputs()},
+        variants={"fp16": {n: f"{n}.fp16.onnx" for n in model.outputs()}} if "fp16" in parity else {},
         files=digest_files(folder),
         parity=parity,
         metrics={},

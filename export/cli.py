@@ -32,6 +32,10 @@ def export(
     full_weights: Annotated[
         bool, typer.Option("--full-weights", help="Store weights as fp32: twice the size.")
     ] = False,
+    fp16: Annotated[
+        bool,
+        typer.Option("--fp16", help="Add every graph in half precision, which a GPU then runs."),
+    ] = False,
     cases: Annotated[
         int, typer.Option("--cases", min=0, help="Measure on this many phantoms; goes into the metrics.")
     ] = 0,
@@ -46,6 +50,7 @@ def export(
             phase=phase_of(checkpoint, phase),
             settings=None if config is None else load_config(config, Naming).bundle,
             half_weights=not full_weights,
+            fp16=fp16,
             evaluation_seeds=tuple(range(phantom_seed, phantom_seed + cases)),
             replace=replace,
         )

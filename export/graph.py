@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -17,6 +18,7 @@ from onnx import numpy_helper
 from onnxscript import ir
 from torch import Tensor, nn
 
+from export.half import half_precision
 from export.lower import lower
 
 OPSET = 18
@@ -28,11 +30,17 @@ changes which one is nearest."""
 
 
 def write_graph(
-    module: nn.Module, inputs: Mapping[str, Tensor], output: str, file: Path, half_weights: bool
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    output: str,
+    file: Path,
+    half_weights: bool,
+    fp16: Path | None = None,
 ) -> None:
     """Export with torch's dynamo exporter at fixed shapes; weights stored as fp16 if asked, run as fp32.
 
-    Convolutions are lowered as ``export.lower`` has it.
+    Convolutions are lowered as ``export.lower`` has it. To ``fp16`` goes the same graph computing in half
+    precision, its convolutions whole: a GPU's library has better ways with them.
     """
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -49,6 +57,10 @@ def write_graph(
     onnxscript.optimizer.optimize_ir(program.model, should_fold=_folds_no_weight)
     model = program.model_proto
     _strip(model)
+    if fp16:
+        half = half_precision(copy.deepcopy(model))
+        onnx.checker.check_model(half)
+        fp16.write_bytes(half.SerializeToString())
     lower(model)
     if half_weights:
         halve_weights(model, {name for name, _ in module.named_parameters()})

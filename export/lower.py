@@ -206,7 +206,8 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 def lower_bundle(folder: Path, out: Path) -> Manifest:
     """Write the bundle in ``folder`` with its graphs rewritten to ``out``, which must not exist.
 
-    Metrics and parity stay; the model's digest is another one. Raises BundleInvalid.
+    Variants are left out: they are not for a CPU. Metrics and parity stay; the model's digest is another one.
+    Raises BundleInvalid.
     """
     bundle = read_bundle(folder)
     out.mkdir(parents=True)
@@ -217,7 +218,7 @@ def lower_bundle(folder: Path, out: Path) -> Manifest:
         onnx.checker.check_model(model)
         (out / file).write_bytes(model.SerializeToString())
     manifest = bundle.manifest.model_copy(
-        update={"files": digest_files(out), "run": bundle.manifest.run | {"lowered": counts}}
+        update={"variants": {}, "files": digest_files(out), "run": bundle.manifest.run | {"lowered": counts}}
     )
     write_manifest(out, manifest)
     return read_bundle(out).manifest

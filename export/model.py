@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
 from engine.bundle import LatentSpec, SamplerSpec
+from engine.volume import Float32
 from train.checkpoint import Checkpoint
 from train.config import RunConfig
 from train.s2ldm.quantizer import VectorQuantizer
@@ -54,6 +56,19 @@ class Model(Protocol):
     def quantizer(self) -> VectorQuantizer | None:
         """What the decoder rounds latents with, if it does."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """Any way to run a graph, in the shape the engine's families ask for."""
+
+    run: Callable[..., Float32]
+    inputs: Mapping[str, Any]
+    """By name; only the names are looked at."""
+
+    def __call__(self, **inputs: Float32) -> Float32:
+        """What ``run`` gives."""
+        return self.run(**inputs)
 
 
 def facts_of(found: Checkpoint) -> dict[str, Any]:

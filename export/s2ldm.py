@@ -1,4 +1,4 @@
-"""The three graphs of an S²LDM as the engine calls them, taken from a stage 2 checkpoint."""
+"""The graphs of an S²LDM as the engine calls them, taken from a stage 2 checkpoint."""
 
 from __future__ import annotations
 
@@ -37,6 +37,30 @@ class EncoderGraph(nn.Module):
         return self.autoencoder.encode(x) * self.scale
 
 
+class ConditionGraph(nn.Module):
+    """x to c, what the denoiser is told of it at every t."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, x: Tensor) -> Tensor:
+        """c."""
+        return self.denoiser.look(x)
+
+
+class ConditionedGraph(nn.Module):
+    """(z_t, E_n, t, c) to the prediction."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, z_t: Tensor, e_n: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """v."""
+        return self.denoiser.answer(z_t, e_n, t, c)
+
+
 class DecoderGraph(nn.Module):
     """z to x_c in [-1, 1]: unscales, quantises where training said so, paints."""
 
@@ -70,7 +94,13 @@ class Model:
 
     def outputs(self) -> dict[str, str]:
         """The name of every graph's output."""
-        return {"encoder": "e_n", "denoiser": "v", "decoder": "x_c"}
+        condition = {"condition": "c"} if self.is_conditioned else {}
+        return {"encoder": "e_n", **condition, "denoiser": "v", "decoder": "x_c"}
+
+    @property
+    def is_conditioned(self) -> bool:
+        """Whether the denoiser is shown the source."""
+        return self.denoiser.source is not None
 
     def latent(self) -> LatentSpec:
         """The space the sampler works in."""
@@ -89,9 +119,15 @@ class Model:
         """The modules of the bundle's graphs by name."""
         residual = self.config.autoencoder.source_skip == "residual"
         decoder = SourceDecoderGraph if residual else DecoderGraph
+        denoiser: dict[str, nn.Module] = {"denoiser": self.denoiser}
+        if self.is_conditioned:
+            denoiser = {
+                "condition": ConditionGraph(self.denoiser),
+                "denoiser": ConditionedGraph(self.denoiser),
+            }
         return {
             "encoder": EncoderGraph(self.autoencoder, self.scale).eval(),
-            "denoiser": self.denoiser,
+            **denoiser,
             "decoder": decoder(self.autoencoder, self.scale).eval(),
         }
 
@@ -102,12 +138,13 @@ class Model:
         cells = [n // f for n, f in zip(self.config.data.crop, self.config.autoencoder.factor, strict=True)]
         z = torch.zeros(1, channels, *cells)
         source = {"x": x} if self.config.autoencoder.source_skip == "residual" else {}
-        condition = {"x": x} if self.denoiser.source is not None else {}
-        return {
-            "encoder": {"x": x},
-            "denoiser": {"z_t": z, "e_n": z.clone(), "t": torch.full((1,), 0.5), **condition},
-            "decoder": {"z": z, **source},
-        }
+        denoiser = {"denoiser": {"z_t": z, "e_n": z.clone(), "t": torch.full((1,), 0.5)}}
+        if self.is_conditioned:
+            with torch.no_grad():
+                c = self.denoiser.look(x)
+            assert c is not None
+            denoiser = {"condition": {"x": x}, "denoiser": denoiser["denoiser"] | {"c": c}}
+        return {"encoder": {"x": x}, **denoiser, "decoder": {"z": z, **source}}
 
 
 def load_model(file: Path) -> Model:

@@ -145,7 +145,8 @@ def _provider(settings: Settings, _now: float) -> Found:
         policy = policy_of(on_its_gpu(settings, worker).engine)
         opened = open_graphs(read_bundle(folder), policy)
         if opened.fallback is None:
-            yield Level.OK, f"{phase} runs on {situation(opened.provider, policy)}", ""
+            variant = f" as {opened.variant}" if opened.variant else ""
+            yield Level.OK, f"{phase} runs{variant} on {situation(opened.provider, policy)}", ""
         else:
             yield Level.WARNING, f"{phase} runs on {opened.provider}: {opened.fallback}", CURES["provider"]
 

@@ -1,8 +1,8 @@
-"""S²LDM in service: E_n = E(x), ẑ = sampler(E_n), x_c = D(ẑ) or D(ẑ, x)."""
+"""S²LDM in service: E_n = E(x), c = C(x, E_n), ẑ = sampler(E_n, c), x_c = D(ẑ) or D(ẑ, x)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -17,8 +17,16 @@ INPUTS = {
     "denoiser": frozenset({"z_t", "e_n", "t"}),
     "decoder": frozenset({"z"}),
 }
-OPTIONAL = {"denoiser": frozenset({"x"}), "decoder": frozenset({"x"})}
-"""A denoiser conditioned on the source, and a decoder that paints onto it, D(z, x) = x + Δ(z, x)."""
+OPTIONAL = {
+    "condition": frozenset({"x", "e_n"}),
+    "denoiser": frozenset({"x", "c"}),
+    "decoder": frozenset({"x"}),
+}
+"""A denoiser conditioned on the source, as it is or as a graph of its own sees it once for all steps; and a
+decoder that paints onto the source, D(z, x) = x + Δ(z, x)."""
+
+Draw = Callable[[Shape3], Float32]
+"""``draw(cells)``: the sampler's noise fields for a latent of that size."""
 
 
 def translate(
@@ -26,17 +34,33 @@ def translate(
 ) -> Float32:
     """x_c of one tile, (1, 1, slice, row, column) in [-1, 1]; S of eq. 3 is 1 in service: in no graph."""
     latent, sampler = parameters(manifest)
-    denoiser, decoder = graphs["denoiser"], graphs["decoder"]
-    condition, canvas = ({"x": x} if "x" in graph.inputs else {} for graph in (denoiser, decoder))
+
+    def draw(cells: Shape3) -> Float32:
+        return noise.block(
+            samplers.noise_fields(sampler), latent.channels, latent_start(latent, start), cells
+        )
+
+    return paint(graphs, sample(sampler, graphs, x, draw), x)
+
+
+def sample(sampler: SamplerSpec, graphs: Mapping[str, Runs], x: Float32, draw: Draw) -> Float32:
+    """ẑ of one tile."""
+    denoiser, e_n = graphs["denoiser"], graphs["encoder"](x=x)
+    known = {"x": x, "e_n": e_n}
+    if condition := graphs.get("condition"):
+        known["c"] = condition(**{name: known[name] for name in condition.inputs})
+    same = {name: known[name] for name in denoiser.inputs if name in ("x", "c")}
 
     def predict(z_t: Float32, e_n: Float32, t: float) -> Float32:
-        return denoiser(z_t=z_t, e_n=e_n, t=np.array([t], dtype=np.float32), **condition)
+        return denoiser(z_t=z_t, e_n=e_n, t=np.array([t], dtype=np.float32), **same)
 
-    e_n = graphs["encoder"](x=x)
-    cells = (e_n.shape[2], e_n.shape[3], e_n.shape[4])
-    epsilon = noise.block(samplers.noise_fields(sampler), latent.channels, latent_start(latent, start), cells)
-    z = samplers.sample(sampler, predict, e_n, epsilon)
-    return decoder(z=z, **canvas)
+    return samplers.sample(sampler, predict, e_n, draw((e_n.shape[2], e_n.shape[3], e_n.shape[4])))
+
+
+def paint(graphs: Mapping[str, Runs], z: Float32, x: Float32) -> Float32:
+    """D(z), or D(z, x) where the decoder takes x."""
+    decoder = graphs["decoder"]
+    return decoder(z=z, **({"x": x} if "x" in decoder.inputs else {}))
 
 
 def latent_start(latent: LatentSpec, start: Shape3) -> Shape3:

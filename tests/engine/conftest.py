@@ -83,6 +83,28 @@ def save_painting_s2ldm(folder: Path, tile: tuple[int, ...], gain: float, lift: 
     save(folder / "decoder.onnx", nodes, {"z": latent, "x": image}, {"x_c": image}, constants)
 
 
+def save_conditioned_s2ldm(folder: Path, tile: tuple[int, ...], gain: float, lift: float) -> None:
+    """The same with a graph that sees the source once: c = E(x) + e_n = 2 e_n, v = gain c + lift."""
+    save_s2ldm(folder, tile, gain, lift)
+    latent = (1, CHANNELS, *(t // f for t, f in zip(tile, FACTOR, strict=True)))
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["cells"], strides=FACTOR),
+        helper.make_node("Add", ["cells", "e_n"], ["c"]),
+    ]
+    inputs = {"x": (1, 1, *tile), "e_n": latent}
+    save(folder / "condition.onnx", nodes, inputs, {"c": latent}, {"k": shuffle_kernel()})
+    nodes = [
+        helper.make_node("Mul", ["c", "gain"], ["a"]),
+        helper.make_node("Add", ["a", "lift"], ["b"]),
+        helper.make_node("Add", ["z_t", "e_n"], ["s"]),
+        helper.make_node("Add", ["s", "t"], ["u"]),
+        helper.make_node("Mul", ["u", "zero"], ["nothing"]),
+        helper.make_node("Add", ["b", "nothing"], ["v"]),
+    ]
+    inputs = {"z_t": latent, "e_n": latent, "t": (1,), "c": latent}
+    save(folder / "denoiser.onnx", nodes, inputs, {"v": latent}, {"gain": gain, "lift": lift, "zero": 0.0})
+
+
 def save_translator(folder: Path, tile: tuple[int, ...], gain: float, lift: float) -> None:
     """x_c = x + lift + gain * (mean of the 3x3x3 neighbourhood): zero padding, so tile borders matter."""
     image = (1, 1, *tile)
@@ -95,12 +117,15 @@ def save_translator(folder: Path, tile: tuple[int, ...], gain: float, lift: floa
     save(folder / "translator.onnx", nodes, {"x": image}, {"x_c": image}, constants)
 
 
-SAVE = {"s2ldm": save_s2ldm, "painting": save_painting_s2ldm, "translator": save_translator}
+SAVE = {
+    "s2ldm": save_s2ldm, "painting": save_painting_s2ldm, "conditioned": save_conditioned_s2ldm,
+    "translator": save_translator,
+}  # fmt: skip
 
 
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> MakeBundle:
-    """``make_bundle(family, tile=, gain=, lift=, paint=, **manifest keys)`` writes and reads."""
+    """``make_bundle(family, tile=, gain=, lift=, kind=, **manifest keys)`` writes and reads."""
 
     def make(
         family: str = "s2ldm",
@@ -108,12 +133,12 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
         tile: tuple[int, int, int] = TILE,
         gain: float = 0.0,
         lift: float = 0.0,
-        paint: bool = False,
+        kind: str = "",
         **changes: Any,
     ) -> Bundle:
         folder = tmp_path / f"bundle-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        SAVE["painting" if paint else family](folder, tile, gain, lift)
+        SAVE[kind or family](folder, tile, gain, lift)
         files = digest_files(folder)
         manifest = {
             "format": 1, "family": family, "phase": "arterial", "model_id": "toy-1", "model_name": "toy",

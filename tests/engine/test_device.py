@@ -104,7 +104,7 @@ def test_a_whole_volume_is_the_same_on_a_device(
     def on_device(bundle: Bundle, policy: SessionPolicy) -> session.Opened:
         opened = real(bundle, policy)
         graphs = {n: DeviceGraph(n, g.session, device) for n, g in opened.graphs.items()}
-        return session.Opened(graphs, "cuda", None, device)
+        return session.Opened(graphs, "cuda", "", None, device)
 
     monkeypatch.setattr(pipeline, "open_graphs", on_device)
     made = Engine(bundle, CPU).synthesize(volume, seed=1)

@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from engine.bundle import GRAPHS, Bundle
+from engine.bundle import GRAPHS, Bundle, digest_files, read_bundle, write_manifest
+from engine.errors import BundleInvalid
 from engine.families import FAMILIES
 from engine.families.s2ldm import latent_start, parameters
 from engine.noise import NoiseField
@@ -59,11 +60,40 @@ def test_noise_moves_with_the_tile_s_place_and_stays_in_the_patient(make_bundle:
 
 
 def test_a_decoder_that_paints_onto_the_source_gets_the_source(make_bundle: MakeBundle) -> None:
-    bundle = make_bundle(paint=True, gain=0.5, lift=0.25)
+    bundle = make_bundle(kind="painting", gain=0.5, lift=0.25)
     graphs = Engine(bundle, SessionPolicy(provider="cpu"))._graphs
     x = np.random.default_rng(1).uniform(-1, 1, (1, 1, *bundle.manifest.tile)).astype(np.float32)
     x_c = FAMILIES["s2ldm"].translate(bundle.manifest, graphs, NOISE, x, (0, 0, 0))
     np.testing.assert_array_equal(x_c, x + np.float32(0.25))
+
+
+def test_a_condition_is_made_once_a_tile_and_told_at_every_step(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle(kind="conditioned", gain=0.25, lift=0.1)
+    graphs = dict(Engine(bundle, SessionPolicy(provider="cpu"))._graphs)
+    made, asked = graphs["condition"], []
+
+    class Counting:
+        inputs: ClassVar = made.inputs
+
+        def __call__(self, **inputs: np.ndarray) -> np.ndarray:
+            asked.append(inputs)
+            return made(**inputs)
+
+    x = np.random.default_rng(1).uniform(-1, 1, (1, 1, *bundle.manifest.tile)).astype(np.float32)
+    counted = {**graphs, "condition": Counting()}
+    x_c = FAMILIES["s2ldm"].translate(bundle.manifest, counted, NOISE, x, (0, 0, 0))
+    np.testing.assert_allclose(x_c, 1.5 * x + 0.1, atol=1e-6)  # v = gain · 2 e_n + lift, two steps of a half
+    assert [inputs.keys() for inputs in asked] == [{"x", "e_n"}]
+
+
+def test_a_denoiser_that_is_told_what_no_graph_makes_is_refused(make_bundle: MakeBundle) -> None:
+    whole = make_bundle(kind="conditioned")
+    (whole.folder / "condition.onnx").unlink()
+    names = {n: f for n, f in whole.manifest.graphs.items() if n != "condition"}
+    files = digest_files(whole.folder)
+    write_manifest(whole.folder, whole.manifest.model_copy(update={"graphs": names, "files": files}))
+    with pytest.raises(BundleInvalid, match="'denoiser' takes c, and no graph 'condition'"):
+        Engine(read_bundle(whole.folder), SessionPolicy(provider="cpu"))
 
 
 def test_a_voxel_on_the_latent_grid_has_its_cell(make_bundle: MakeBundle) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from engine import session
 from engine.bundle import read_bundle
 from engine.phantom import PhantomOptions, make_phantom
 from engine.pipeline import open_engine
@@ -22,6 +23,7 @@ from export import parity
 from export.bench import compare, graphs, rebuild
 from export.bundle import BundleExists, export_bundle, rounded
 from export.graph import OPSET, weights_of
+from export.half import CHOICES, leading_to
 from export.parity import ParityExceeded, Tolerance
 from export.s2ldm import load_model
 from node.cli import app
@@ -50,7 +52,7 @@ def test_a_third_stage_is_exported_like_the_second(
     card: Any = manifest.run
     assert card["stage_two"]["steps"] == few_steps.diffusion.loop.steps
     assert {f.name for f in (tmp_path / "bundle").glob("*.onnx")} == {
-        "encoder.onnx", "denoiser.onnx", "decoder.onnx",
+        "encoder.onnx", "condition.onnx", "denoiser.onnx", "decoder.onnx",
     }  # fmt: skip
 
 
@@ -69,20 +71,25 @@ def test_the_manifest_says_what_was_trained(bundle: Path, few_steps: TrainConfig
 
 def test_parity_of_every_graph_is_written_with_its_tolerance(bundle: Path) -> None:
     written = read_bundle(bundle).manifest.parity
-    assert written.keys() == {"encoder", "denoiser", "decoder", "whole"}
+    assert written.keys() == {"encoder", "condition", "denoiser", "decoder", "whole"}
     assert written["encoder"]["max_abs"] <= written["encoder"]["tolerance"]
-    assert written["denoiser"]["max_abs"] <= written["denoiser"]["tolerance"]
+    for name in ("condition", "denoiser"):
+        assert written[name]["max_abs"] <= written[name]["tolerance"]
     assert written["decoder"]["code_agreement"] >= written["decoder"]["tolerance_code_agreement"]
     assert written["whole"]["hu_mean"] < 0.2
 
 
+def a_volume() -> Volume:
+    options = PhantomOptions(shape=(12, 40, 40), spacing_mm=(6.0, 8.0, 8.0), phases=("ncct",))
+    phantom = make_phantom(0, options)
+    return Volume(phantom.phases["ncct"], phantom.geometry)
+
+
 def test_the_engine_runs_it(bundle: Path) -> None:
-    phantom = make_phantom(
-        0, PhantomOptions(shape=(12, 40, 40), spacing_mm=(6.0, 8.0, 8.0), phases=("ncct",))
-    )
-    made = open_engine(bundle, CPU).synthesize(Volume(phantom.phases["ncct"], phantom.geometry), seed=0)
+    volume = a_volume()
+    made = open_engine(bundle, CPU).synthesize(volume, seed=0)
     assert made.phase == "venous"
-    assert made.volume.hu.shape == phantom.geometry.shape
+    assert made.volume.hu.shape == volume.geometry.shape
     assert np.isfinite(made.volume.hu).all()
 
 
@@ -105,9 +112,13 @@ def test_large_weights_are_halved_and_codes_are_not(bundle: Path) -> None:
 
 def test_every_weight_can_be_read_back(bundle: Path, checkpoint: Path) -> None:
     model = load_model(checkpoint / NAME)
-    found = weights_of(onnx.load(bundle / "denoiser.onnx"))
+    found = {
+        k: v
+        for n in ("condition", "denoiser")
+        for k, v in weights_of(onnx.load(bundle / f"{n}.onnx")).items()
+    }
     for name, parameter in model.denoiser.named_parameters():
-        assert torch.allclose(found[name], parameter, atol=1e-3, rtol=1e-3), name
+        assert torch.allclose(found[f"denoiser.{name}"], parameter, atol=1e-3, rtol=1e-3), name
     again = rebuild(read_bundle(bundle))
     x = model.inputs()["encoder"]["x"]
     assert torch.allclose(again.graphs()["encoder"](x), model.graphs()["encoder"](x), atol=1e-2)
@@ -117,9 +128,11 @@ def test_each_graph_is_measured_beside_torch_with_its_flops(bundle: Path) -> Non
     measured = graphs(read_bundle(bundle), rounds=1, threads=1)
     rows, steps = measured["graphs"], read_bundle(bundle).manifest.sampler.steps  # type: ignore[union-attr]
     assert {name: row["calls"] for name, row in rows.items()} == {
-        "encoder": 1, "denoiser": steps, "decoder": 1,
+        "encoder": 1, "condition": 1, "denoiser": steps, "decoder": 1,
     }  # fmt: skip
     assert measured["flops"] == sum(row["calls"] * row["flops"] for row in rows.values())
+    condition = rows.pop("condition")
+    assert condition["flops"] == 0, "the tiny model is shown its source's voxels as they are"
     assert all(row["flops"] > 1e6 and row["peak_share"] > 0 for row in rows.values())
 
 
@@ -130,6 +143,44 @@ def test_who_cannot_run_the_graphs_is_told_with_the_reason(
     measured = compare(bundle, tiles=1, rounds=1, threads=1, others=("openvino",))
     assert "openvino" in measured["openvino_s"]
     assert {"engine_s", "torch_s", "ratio", "provider", "machine"} <= measured.keys()
+
+
+def test_a_variant_in_half_precision_is_written_measured_and_run_where_a_provider_asks_for_it(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = export_bundle(checkpoint, tmp_path / "b", fp16=True)
+    assert manifest.variants["fp16"].keys() == manifest.graphs.keys()
+    measured: Any = manifest.parity["fp16"]
+    plain: Any = manifest.parity
+    for name in ("encoder", "condition", "denoiser"):
+        assert measured[name]["max_abs"] <= measured[name]["tolerance"]
+    assert measured["whole"]["hu_mean"] < 0.5
+    assert measured["encoder"]["rms"] > plain["encoder"]["rms"] > 0
+    decoder = onnx.load(tmp_path / "b" / "decoder.fp16.onnx")
+    kinds = {i.name: i.data_type for i in decoder.graph.initializer}
+    assert kinds["autoencoder.quantizer.codebook.kept"] == onnx.TensorProto.FLOAT
+    assert onnx.TensorProto.FLOAT16 in kinds.values()
+    assert {i.type.tensor_type.elem_type for i in decoder.graph.input} == {onnx.TensorProto.FLOAT}
+
+    volume = a_volume()
+    plainly = open_engine(tmp_path / "b", CPU).synthesize(volume, seed=0)
+    monkeypatch.setattr(session, "VARIANTS", {"cpu": "fp16"})
+    halved = open_engine(tmp_path / "b", CPU).synthesize(volume, seed=0)
+    assert (plainly.provider, halved.provider) == ("cpu", "cpu fp16")
+    difference = np.abs(halved.volume.hu - plainly.volume.hu)
+    assert difference.max() > 0
+    assert difference.mean() < 0.5
+
+
+def test_what_leads_to_a_choice_stays_in_single_precision(bundle: Path) -> None:
+    decoder = onnx.load(bundle / "decoder.onnx")
+    kept = leading_to(decoder, CHOICES)
+    made_by = {output: node for node in decoder.graph.node for output in node.output}
+    choices = [node for node in decoder.graph.node if node.op_type in CHOICES]
+    assert choices
+    assert {node.name for node in choices} <= kept
+    assert {made_by[name].name for node in choices for name in node.input if name in made_by} <= kept
+    assert len(kept) < len(decoder.graph.node)
 
 
 def test_full_weights_make_a_larger_and_closer_bundle(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -153,7 +204,7 @@ def test_full_weights_make_a_larger_and_closer_bundle(bundle: Path, checkpoint: 
 def test_every_figure_beyond_its_tolerance_is_refused(
     bundle: Path, checkpoint: Path, tolerance: dict[str, float], words: str
 ) -> None:
-    files = {name: bundle / f"{name}.onnx" for name in ("encoder", "denoiser", "decoder")}
+    files = {name: bundle / f"{name}.onnx" for name in ("encoder", "condition", "denoiser", "decoder")}
     with pytest.raises(ParityExceeded, match=words):
         parity.measure(load_model(checkpoint / NAME), files, Tolerance(**tolerance))
 
