@@ -204,8 +204,8 @@ def open_engine(folder: Path, policy: SessionPolicy) -> Engine:
 def check_graphs(bundle: Bundle, graphs: Mapping[str, Graph]) -> None:
     """BundleInvalid where a graph does not take what its family gives it."""
     family = FAMILIES[bundle.manifest.family]
-    for name, graph in graphs.items():
-        found, expected = graph.inputs, family.inputs.get(name, frozenset())
+    for name in (*family.inputs, *sorted(graphs.keys() - family.inputs.keys())):
+        found, expected = graphs[name].inputs, family.inputs.get(name, frozenset())
         if found.keys() - family.optional.get(name, frozenset()) != expected:
             raise BundleInvalid(
                 bundle.folder, f"graph {name!r} takes {sorted(found)}, not {sorted(expected)}"
