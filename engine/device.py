@@ -34,11 +34,8 @@ class Device:
         """``array`` on this device, contiguous; what is there already is not copied."""
         if isinstance(array, Resident):
             return array
-        return Resident(self.value(np.ascontiguousarray(array, dtype=np.float32)), self)
-
-    def value(self, array: NDArray[Any]) -> ort.OrtValue:
-        """A copy of ``array`` here."""
-        return ort.OrtValue.ortvalue_from_numpy(array, self.kind, self.index)
+        values = np.ascontiguousarray(array, dtype=np.float32)
+        return Resident(ort.OrtValue.ortvalue_from_numpy(values, self.kind, self.index), self)
 
     def empty(self, shape: tuple[int, ...]) -> ort.OrtValue:
         """Room for float32 values."""

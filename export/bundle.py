@@ -84,7 +84,8 @@ def export_bundle(
         parity: dict[str, Any] = {**measure(model, files, tolerance)}
         if fp16:
             parity["fp16"] = measure(model, halves, HALF_TOLERANCE)
-        manifest = describe(model, folder, settings or model.config.bundle, parity, _card(file))
+        variants = {"fp16": {name: half.name for name, half in halves.items()}} if fp16 else {}
+        manifest = describe(model, folder, settings or model.config.bundle, parity, _card(file), variants)
         write_manifest(folder, manifest)
         if evaluation_seeds:
             measured = evaluate([folder], evaluation_seeds, SessionPolicy(provider="cpu"))
@@ -111,7 +112,12 @@ def load_model(file: Path, phase: Phase | None = None) -> Model:
 
 
 def describe(
-    model: Model, folder: Path, settings: BundleConfig, parity: dict[str, Any], card: dict[str, Any]
+    model: Model,
+    folder: Path,
+    settings: BundleConfig,
+    parity: dict[str, Any],
+    card: dict[str, Any],
+    variants: dict[str, dict[str, str]],
 ) -> Manifest:
     """What ``bundle.json`` says of the graphs in ``folder``."""
     data = model.config.data
@@ -130,7 +136,7 @@ def describe(
         sampler=model.sampler(),
         composition=CompositionSpec(**settings.composition.model_dump()),
         graphs={name: f"{name}.onnx" for name in model.outputs()},
-        variants={"fp16": {n: f"{n}.fp16.onnx" for n in model.outputs()}} if "fp16" in parity else {},
+        variants=variants,
         files=digest_files(folder),
         parity=parity,
         metrics={},

@@ -21,16 +21,7 @@ from node.outputs.encoding import to_bytes
 from node.spool import Spool
 from node.states import State
 from node.supervisor import EXIT_CONFIG, on_its_gpu, owner_name
-from node.worker import (
-    Engines,
-    HandedBack,
-    Heartbeat,
-    Worker,
-    digest_of,
-    local_time,
-    policy_of,
-    serve,
-)
+from node.worker import Engines, HandedBack, Heartbeat, Worker, digest_of, local_time, policy_of, serve
 
 
 class Bench:
