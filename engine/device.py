@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from engine.failures import as_ours
 from engine.volume import Float32
 
 SUM = Path(__file__).with_name("weighted_sum.onnx")
@@ -18,7 +19,10 @@ SUM = Path(__file__).with_name("weighted_sum.onnx")
 
 
 class Device:
-    """The memory of one device; ``kind`` is ONNX Runtime's word for it: "cuda", or "cpu" for the host's."""
+    """The memory of one device; ``kind`` is ONNX Runtime's word for it: "cuda", or "cpu" for the host's.
+
+    Whatever moves or adds arrays there raises GraphTooLarge where the memory is full.
+    """
 
     def __init__(
         self,
@@ -34,8 +38,9 @@ class Device:
         """``array`` on this device, contiguous; what is there already is not copied."""
         if isinstance(array, Resident):
             return array
-        values = np.ascontiguousarray(array, dtype=np.float32)
-        return Resident(ort.OrtValue.ortvalue_from_numpy(values, self.kind, self.index), self)
+        with as_ours("an array to the device"):
+            values = np.ascontiguousarray(array, dtype=np.float32)
+            return Resident(ort.OrtValue.ortvalue_from_numpy(values, self.kind, self.index), self)
 
     def empty(self, shape: tuple[int, ...]) -> ort.OrtValue:
         """Room for float32 values."""
@@ -44,7 +49,8 @@ class Device:
     def weighted_sum(self, x: Resident, y: Resident) -> Resident:
         """x + y, each with its factor."""
         factors = {"a": np.float32(x.factor), "b": np.float32(y.factor)}
-        return Resident(run_bound(self._sum, "s", {"x": x.stored, "y": y.stored}, self, factors), self)
+        with as_ours("a sum on the device"):
+            return Resident(run_bound(self._sum, "s", {"x": x.stored, "y": y.stored}, self, factors), self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +78,8 @@ class Resident:
         return self.device.weighted_sum(self, Resident(self.stored, self.device, 0.0)).stored
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        values: NDArray[Any] = self.plain().numpy()
+        with as_ours("an array from the device"):
+            values: NDArray[Any] = self.plain().numpy()
         return values if dtype is None else values.astype(dtype, copy=False)
 
     def __add__(self, other: Float32 | Resident) -> Resident:

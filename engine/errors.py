@@ -7,7 +7,7 @@
     ├── ProviderMissing    the execution provider asked for is not there
     ├── VolumeUnsupported  the volume is outside what the model was made for
     ├── SynthesisFailed    the runtime gave up while computing
-    └── GraphTooLarge      there was no memory for a graph; a MemoryError too
+    └── GraphTooLarge      there was no memory for a graph or its arrays; a MemoryError too
 """
 
 from __future__ import annotations
@@ -47,4 +47,4 @@ class SynthesisFailed(EngineError):
 
 
 class GraphTooLarge(EngineError, MemoryError):
-    """There was not enough memory, the GPU's or the host's, to run a graph; carries the runtime's message."""
+    """No memory, the GPU's or the host's, for a graph or its arrays; carries the runtime's message."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,36 +19,19 @@ from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from pydantic import Field
 
 from config.base import Frozen
 from engine.bundle import Bundle
 from engine.device import Device, Resident, as_array, run_bound
-from engine.errors import BundleInvalid, GraphTooLarge, ProviderMissing, SynthesisFailed
+from engine.errors import BundleInvalid, ProviderMissing
+from engine.failures import BROKEN_GRAPH, RUNTIME_ERRORS, as_ours
 from engine.volume import Float32
 
 ProviderName = Literal["auto", "cuda", "tensorrt", "openvino", "cpu"]
 
 LOG_ERRORS, LOG_FATAL = 3, 4
 """ONNX Runtime's severities; its warnings tell of hardware this machine does not have."""
-
-BROKEN_GRAPH = (
-    ort_errors.InvalidProtobuf,
-    ort_errors.InvalidGraph,
-    ort_errors.NoModel,
-    ort_errors.NotImplemented,
-)
-RUNTIME_ERRORS = (
-    ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.EPFail, ort_errors.EngineError,
-    ort_errors.RuntimeException, ort_errors.NotFound, *BROKEN_GRAPH, RuntimeError, ValueError, MemoryError,
-)  # fmt: skip
-"""What ``onnxruntime`` raises; its own exceptions share no base class but Exception."""
-
-NO_MEMORY = re.compile(
-    r"out of memory|failed to allocate|ALLOC_FAILED|bad_alloc|bad allocation", re.IGNORECASE
-)
-"""How ONNX Runtime, CUDA, cuBLAS, cuDNN and C++ say that there was no memory."""
 
 
 class SessionPolicy(Frozen):
@@ -116,7 +98,7 @@ class Graph:
 
     def __call__(self, **inputs: Float32) -> Float32:
         """The graph's first output. Raises SynthesisFailed or GraphTooLarge with the runtime's message."""
-        with _failures(self.name):
+        with as_ours(f"graph {self.name!r}"):
             output: Float32 = self.session.run(None, inputs)[0]
         return output.astype(np.float32, copy=False)
 
@@ -138,7 +120,7 @@ class DeviceGraph(Graph):
     def __call__(self, **inputs: Float32) -> Float32:
         """The graph's first output, on the device."""
         output = self.session.get_outputs()[0]
-        with _failures(self.name):
+        with as_ours(f"graph {self.name!r}"):
             values = {name: self.device.put(array).plain() for name, array in inputs.items()}
             into = self._room(output.name, tuple(output.shape)) if self.fixed else None
             if self.fixed:
@@ -155,16 +137,6 @@ class DeviceGraph(Graph):
         buffer = self._room(name, tuple(value.shape()))
         buffer.update_inplace(value)
         return buffer
-
-
-@contextlib.contextmanager
-def _failures(graph: str) -> Iterator[None]:
-    """What the runtime raises, as the engine's own."""
-    try:
-        yield
-    except RUNTIME_ERRORS as error:
-        kind = GraphTooLarge if NO_MEMORY.search(f"{error!r}") else SynthesisFailed
-        raise kind(f"graph {graph!r}: {error}") from error
 
 
 class Runs(Protocol):

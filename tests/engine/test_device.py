@@ -14,6 +14,7 @@ from engine import pipeline, session
 from engine.bundle import Bundle, digest_files, read_bundle, write_manifest
 from engine.device import SUM, Device, Resident
 from engine.errors import GraphTooLarge, SynthesisFailed
+from engine.failures import as_ours
 from engine.families import FAMILIES
 from engine.noise import NoiseField
 from engine.pipeline import Engine
@@ -140,6 +141,14 @@ def test_no_memory_for_a_graph_is_an_error_of_its_own(make_bundle: MakeBundle) -
     assert isinstance(caught.value, MemoryError)
 
 
+def test_no_memory_for_the_arrays_between_graphs_is_the_same_error(device: Device) -> None:
+    row = np.zeros((1, 1, 1, 1, 1 << 20), np.float32)
+    with pytest.raises(GraphTooLarge, match="a sum on the device"):
+        device.put(row) + row.T  # every value with every other: four TiB
+    with pytest.raises(GraphTooLarge, match="an array to the device"):
+        device.put(np.broadcast_to(row, (1 << 20, *row.shape[1:])))
+
+
 def test_what_auto_cannot_fit_on_the_accelerator_runs_on_the_cpu_and_says_so(make_bundle: MakeBundle) -> None:
     bundle = make_bundle("translator", lift=0.25)
     full = open_graphs(without_end(make_bundle("translator")), CPU).graphs
@@ -169,7 +178,7 @@ def test_what_auto_cannot_fit_on_the_accelerator_runs_on_the_cpu_and_says_so(mak
     ],
 )
 def test_the_runtime_s_ways_to_say_that_memory_is_full(message: str, kind: type[Exception]) -> None:
-    with pytest.raises(kind, match="graph 'decoder'"), session._failures("decoder"):
+    with pytest.raises(kind, match="graph 'decoder'"), as_ours("graph 'decoder'"):
         raise RuntimeError(message)
 
 
