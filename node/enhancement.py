@@ -135,8 +135,10 @@ def _block_means(hu: Float32, blocks: list[int]) -> Float32:
     means = np.empty((slices, rows, columns), dtype=np.float32)
     for at in range(slices):
         slab = hu[at * blocks[0] : (at + 1) * blocks[0], : rows * blocks[1], : columns * blocks[2]]
-        parts = np.clip(slab, -1024, 3000).reshape(blocks[0], rows, blocks[1], columns, blocks[2])
-        means[at] = parts.mean(axis=(0, 2, 4))
+        total = np.clip(slab, -1024, 3000).sum(axis=0)  # axis by axis: all at once takes five times as long
+        total = total.reshape(rows, blocks[1], -1).sum(axis=1)
+        total.reshape(rows, columns, blocks[2]).sum(axis=2, out=means[at])
+    means /= np.float32(np.prod(blocks))
     return means
 
 

@@ -1,11 +1,14 @@
 """Binary morphology with ITK's balls, as the union of shifted masks: several times as quick for small balls.
 
+A ball is so many rows; a mask is widened along its rows once for each length of them, and shifted as a whole.
+
 Masks are boolean arrays ``[slice, row, column]``; radii are in voxels along the same axes.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
@@ -17,10 +20,16 @@ Radius = tuple[int, int, int]
 
 def dilated(mask: Mask, radius: Radius) -> Mask:
     """The mask and all within the ball around any of its voxels; nothing comes from outside the array."""
-    result = np.zeros_like(mask)
-    for offset in _ball(radius):
-        there, here = zip(*map(_overlap, offset, mask.shape), strict=True)
-        result[there] |= mask[here]
+    result, widened = np.zeros_like(mask), mask.copy()
+    rows = _ball(radius)
+    for half in range(max(row.half for row in rows) + 1):
+        if half:
+            widened[:, :, half:] |= mask[:, :, :-half]
+            widened[:, :, :-half] |= mask[:, :, half:]
+        for row in rows:
+            if row.half == half:
+                there, here = zip(*map(_overlap, row.offset, mask.shape), strict=True)
+                result[there] |= widened[here]
     return result
 
 
@@ -55,13 +64,23 @@ def mostly(mask: Mask) -> Mask:
     return np.asarray(count > 3 ** len(axes) // 2)
 
 
+class _Row(NamedTuple):
+    """A row of a ball: the (slice, row) it is away from the middle, and how far it reaches to either side."""
+
+    offset: tuple[int, int]
+    half: int
+
+
 @lru_cache(maxsize=64)
-def _ball(radius: Radius) -> tuple[Radius, ...]:
-    """The offsets of ITK's ball, which is symmetric."""
+def _ball(radius: Radius) -> tuple[_Row, ...]:
+    """ITK's ball, row by row; it is symmetric and has no holes."""
     dot = np.zeros([2 * r + 1 for r in radius], dtype=np.uint8)
     dot[radius] = 1
     ball = sitk.GetArrayFromImage(sitk.BinaryDilate(sitk.GetImageFromArray(dot), radius[::-1]))
-    return tuple((int(z), int(y), int(x)) for z, y, x in np.argwhere(ball) - radius)
+    counts = ball.sum(axis=2)
+    return tuple(
+        _Row((int(z) - radius[0], int(y) - radius[1]), int(counts[z, y]) // 2) for z, y in np.argwhere(counts)
+    )
 
 
 def _overlap(shift: int, size: int) -> tuple[slice, slice]:

@@ -33,6 +33,7 @@ from node.build import build
 from node.flow import WORKER_DIED, Action, Disposition, Failure, attempt, retry_delay_s
 from node.ledger import LEDGER_FILE, Job, Ledger, StaleLease, SynthesisRecord
 from node.ledger.errors import MoveRefused
+from node.memory import keep_freed_memory
 from node.models import ModelStore
 from node.outbox import put_all
 from node.outputs.context import context_of
@@ -293,6 +294,7 @@ def main() -> int:
 
 def serve(settings: Settings, stopping: Event) -> int:
     """Open everything, work until ``stopping``; 78 where the active models cannot run on this machine."""
+    keep_freed_memory()
     root = settings.storage.data_dir
     engines = Engines(ModelStore(settings), policy_of(settings.engine))
     try:

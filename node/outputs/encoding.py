@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Final
@@ -65,7 +65,7 @@ def copy_element(source: Dataset, target: Dataset, keyword: str) -> None:
         target[tag] = _raw_copy(element, tag, vr)
     elif element is not None and (vr != "SQ" or tags.items(source, keyword)):
         with suppress(*tags.PARSE_ERRORS):
-            target[tag] = deepcopy(source[tag])
+            target[tag] = deepcopy(source[tag]) if vr == "SQ" else copy(source[tag])
 
 
 def _raw_copy(element: RawDataElement, tag: BaseTag, vr: str) -> RawDataElement:

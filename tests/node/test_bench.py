@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from engine.bundle import read_bundle
 from node.bench import bench_receive, send_timed, write_slices
-from node.bench_job import bench_job, bench_journey, run_job, write_body
+from node.bench_job import bench_job, bench_journey, run_jobs, write_body
 from node.cli import app
 from node.models import SHIPPED
 
@@ -42,14 +42,16 @@ def test_a_sender_without_a_node_says_so(tmp_path: Path) -> None:
 
 def test_a_job_is_measured_from_files_to_files_and_its_stages_are_all_of_it(tmp_path: Path) -> None:
     write_body(tmp_path / "slices", 24, side=96)
-    measured = run_job(VENOUS, tmp_path / "slices", tmp_path, threads=1)
+    measured = run_jobs(VENOUS, tmp_path / "slices", tmp_path, threads=1)
     assert set(measured["stages"]) == {"read", "body", "resample", "tiles", "compose", "write"} | GRAPHS
     assert measured["slices"] == 24
     assert measured["tiles"] == 1
     assert measured["graphs_s"] + measured["outside_s"] == pytest.approx(measured["seconds"], abs=0.01)
     assert sum(measured["stages"].values()) <= measured["seconds"] + 0.01
     assert measured["peak_bytes"] > 24 * 96 * 96 * 4
-    assert len(list((tmp_path / "node" / "outbox").glob("*/*.dcm"))) == 24
+    assert measured["first_s"] > 0
+    for number in ("first", "second"):
+        assert len(list((tmp_path / number / "outbox").glob("*/*.dcm"))) == 24
 
 
 def test_every_size_is_a_process_of_its_own_and_leaves_nothing_behind(tmp_path: Path) -> None:
