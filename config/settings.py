@@ -329,6 +329,9 @@ class StoreDestination(Frozen):
     """Seconds of silence after which the association is given up."""
     max_pdu_bytes: int = Field(default=131_072, ge=4096, le=4_194_304)
     """Largest protocol data unit accepted from the peer, in bytes."""
+    associations: int = Field(default=1, ge=1, le=8)
+    """Associations over which a job is sent at the same time, as far as the peer accepts them. Two shorten
+    the wait where the peer takes its time over each slice; a peer that serves one at a time needs 1."""
     commitment: Literal["none", "request", "query"] = "none"
     """Whether the peer is asked to answer for what it took: "none" ends with DELIVERED, "request" asks for
     storage commitment (or queries, where the peer does not offer it), "query" asks by C-FIND whether every

@@ -174,6 +174,7 @@ def demo_settings(data_dir: Path, archive_port: int) -> Settings:
         port=archive_port,
         ae_title=ARCHIVE_AE,
         calling_ae_title=NODE_AE,
+        associations=2,
         commitment="request",
         commitment_wait_s=0,
     )

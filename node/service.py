@@ -55,7 +55,7 @@ log = structlog.get_logger(__name__)
 
 LOCK = "node.lock"
 """The file in the data folder that one node at a time has locked."""
-DELIVER_CHECK_S = 0.5
+DELIVER_CHECK_S = 0.2
 """Seconds between two looks for something to deliver, to ask about or to report."""
 NOTES_CHECK_S = 1.0
 """Seconds between two looks for superseded results to announce."""

@@ -1,4 +1,4 @@
-"""A DICOM peer: all files over one association, every answer kept.
+"""A DICOM peer: all files over one association, or over several at once where the settings say so.
 
 A file's own transfer syntax and, where it can be turned into them, Explicit and Implicit VR Little Endian are
 proposed, each in a presentation context of its own; the file is sent as it lies where its own was accepted.
@@ -8,10 +8,12 @@ An AE is made per association: one shared by several threads loses answers (pyne
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import structlog
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID
@@ -28,12 +30,17 @@ from node.destinations.transcode import read_as, usable
 from node.errors import DestinationRefused, DestinationUnreachable
 from node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
+log = structlog.get_logger(__name__)
+
 _config.STORE_SEND_CHUNKED_DATASET = True
 """A file that is named, not read, is sent byte for byte, without a parser between."""
 
 LOOK_S = 0.0002
 """Seconds between two looks of pynetdicom for something to send or an answer: its own 0.001, twice an
 instance, are most of what a small one takes."""
+
+FILES_OF_A_LINE = 8
+"""No further association is opened for fewer."""
 
 REJECTED_PERMANENT = 0x01
 """Result field of A-ASSOCIATE-RJ (PS3.8 Table 9-21)."""
@@ -44,28 +51,83 @@ temporary congestion, local limit exceeded. An archive that starts up says so, a
 
 
 def deliver(peer: StoreDestination, files: Sequence[Path]) -> Iterator[Answer]:
-    """Send ``files`` over one association and yield every answer as it comes, in their order.
+    """Send ``files`` and yield every answer as it comes.
 
-    Raises DestinationUnreachable where nobody answers, and after an answer that asks to wait: what was
-    delivered before need not be sent again. Raises DestinationRefused(None) before anything is sent where no
-    presentation context was accepted, and DestinationRefused(status) at the end if any file was refused.
+    Over ``peer.associations`` at once, as far as the peer accepts them; over each the next file is sent when
+    the caller has had the answer to the last one. Raises DestinationUnreachable where nobody answers, and
+    after an answer that asks to wait: what was delivered before need not be sent again. Raises
+    DestinationRefused(None) before anything is sent where no presentation context was accepted, and
+    DestinationRefused(status) at the end if any file was refused.
     """
     if not files:
         return
     metas = [read_file_meta_info(path) for path in files]
+    lines = max(1, min(peer.associations, len(files) // FILES_OF_A_LINE))
     refused: list[int] = []
-    with associated(peer, contexts_for(metas)) as assoc:
-        require_contexts(assoc, metas)
-        for path, meta in zip(files, metas, strict=True):
-            answer = Answer(path, str(meta.MediaStorageSOPInstanceUID), store(assoc, path, meta))
-            yield answer
-            if answer.verdict is Verdict.WAIT:
-                raise DestinationUnreachable(f"status {words_of(answer.status)}")
-            if answer.verdict is Verdict.REFUSED:
-                refused.append(answer.status)
+    for answer in _over_several(peer, files, metas, lines) if lines > 1 else _over_one(peer, files, metas):
+        yield answer
+        if answer.verdict is Verdict.WAIT:
+            raise DestinationUnreachable(f"status {words_of(answer.status)}")
+        if answer.verdict is Verdict.REFUSED:
+            refused.append(answer.status)
     if refused:
         meaning = store_status(refused[0]).meaning
         raise DestinationRefused(refused[0], f"{meaning} ({len(refused)} of {len(files)} instances)")
+
+
+def _over_one(peer: StoreDestination, files: Sequence[Path], metas: Sequence[Dataset]) -> Iterator[Answer]:
+    with associated(peer, contexts_for(metas)) as line:
+        require_contexts(line, metas)
+        for path, meta in zip(files, metas, strict=True):
+            yield _answer(line, path, meta)
+
+
+def _over_several(
+    peer: StoreDestination, files: Sequence[Path], metas: Sequence[Dataset], count: int
+) -> Iterator[Answer]:
+    """The same over ``count`` lines, or as many as are accepted; what one breaks off ends all of them.
+
+    The answers to what is still on its way then come first.
+    """
+    contexts, todo = contexts_for(metas), iter(list(zip(files, metas, strict=True)))
+    trouble: Exception | None = None
+    with ExitStack() as lines, ThreadPoolExecutor(count, f"to {peer.name}") as pool:
+
+        def opened() -> tuple[Association, None]:
+            line = lines.enter_context(associated(peer, contexts))
+            require_contexts(line, metas)
+            return line, None
+
+        def opened_if_accepted() -> tuple[Association | None, None]:
+            try:
+                return opened()
+            except (DestinationUnreachable, DestinationRefused) as error:
+                log.info("fewer associations", destination=peer.name, reason=str(error))
+                return None, None
+
+        def sent(line: Association, path: Path, meta: Dataset) -> tuple[Association, Answer]:
+            return line, _answer(line, path, meta)
+
+        first, _ = opened()
+        at_work: set[Future[Any]] = {pool.submit(sent, first, *next(todo))}
+        at_work |= {pool.submit(opened_if_accepted) for _ in range(1, count)}
+        while at_work:
+            done, at_work = wait(at_work, return_when=FIRST_COMPLETED)
+            for each in done:
+                if error := each.exception():
+                    trouble = trouble or cast(Exception, error)
+                    continue
+                line, answer = each.result()
+                if answer is not None:
+                    yield answer
+                if trouble is None and line is not None and (following := next(todo, None)):
+                    at_work.add(pool.submit(sent, line, *following))
+    if trouble is not None:
+        raise trouble
+
+
+def _answer(line: Association, path: Path, meta: Dataset) -> Answer:
+    return Answer(path, str(meta.MediaStorageSOPInstanceUID), store(line, path, meta))
 
 
 def contexts_for(metas: Sequence[Dataset]) -> list[PresentationContext]:

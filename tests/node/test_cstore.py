@@ -1,5 +1,6 @@
 import socket
 import socketserver
+import time
 from threading import Thread
 from types import SimpleNamespace
 
@@ -209,6 +210,79 @@ def test_leaving_off_in_the_middle_releases_the_association(store_peer, ct_files
     assert len(peer.received) == 1
     assert list(cstore.deliver(towards(peer), ct_files[1:]))
     assert peer.associations == 2
+
+
+@pytest.fixture
+def many_files(ct_files, tmp_path, monkeypatch):
+    """Sixteen slices, which are worth up to four associations here."""
+    monkeypatch.setattr(cstore, "FILES_OF_A_LINE", 4)
+    (tmp_path / "many").mkdir()
+    paths = []
+    for number in range(16):
+        ds = dcmread(ct_files[number % len(ct_files)])
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"2.25.77.{number}"
+        paths.append(tmp_path / "many" / f"{number:02d}.dcm")
+        ds.save_as(paths[-1])
+    return paths
+
+
+def test_over_two_associations_everything_arrives_once_and_every_answer_is_heard(store_peer, many_files):
+    peer = store_peer(delay_s=0.02)
+    answers = list(cstore.deliver(towards(peer, associations=2), many_files))
+    assert peer.associations == 2
+    assert sorted(peer.uids) == sorted(answer.sop_instance_uid for answer in answers)
+    assert sorted(answer.path for answer in answers) == many_files
+    assert {answer.status for answer in answers} == {0}
+
+
+def test_no_more_associations_are_opened_than_the_files_are_worth(store_peer, ct_files, many_files):
+    peer = store_peer(delay_s=0.02)
+    list(cstore.deliver(towards(peer, associations=8), many_files))
+    assert peer.associations == 4
+    list(cstore.deliver(towards(peer, associations=8), ct_files))
+    assert peer.associations == 5
+
+
+def test_where_a_peer_accepts_fewer_associations_they_carry_everything(store_peer, many_files):
+    peer = store_peer(delay_s=0.02)
+    peer._server.ae.maximum_associations = 1
+    answers = list(cstore.deliver(towards(peer, associations=3), many_files))
+    assert peer.associations == 1
+    assert sorted(answer.path for answer in answers) == many_files
+
+
+def test_over_each_association_the_next_file_waits_until_the_answer_was_taken(store_peer, many_files):
+    peer = store_peer()
+    sending = cstore.deliver(towards(peer, associations=2), many_files)
+    for taken in range(1, 6):
+        next(sending)
+        time.sleep(0.05)
+        assert len(peer.received) <= taken + 1
+    sending.close()
+    assert len(peer.received) < len(many_files)
+
+
+def test_what_one_association_breaks_off_ends_them_all_and_what_was_answered_is_heard(store_peer, many_files):
+    peer = store_peer(statuses=[0, 0, 0, 0, None], delay_s=0.02)
+    answers, error = answers_until_error(peer, many_files, associations=2)
+    assert isinstance(error, DestinationUnreachable)
+    assert sorted(answer.sop_instance_uid for answer in answers) == sorted(peer.uids)
+    assert 4 <= len(answers) < len(many_files)
+
+
+def test_a_peer_that_asks_to_wait_is_left_alone_over_every_association(store_peer, many_files):
+    peer = store_peer(statuses=[0, 0, 0xA700], delay_s=0.02)
+    answers, error = answers_until_error(peer, many_files, associations=2)
+    assert isinstance(error, DestinationUnreachable)
+    assert answers[-1].verdict is Verdict.WAIT
+    assert len(peer.received) <= 4
+
+
+def test_a_peer_that_takes_no_ct_is_refused_over_several_associations_too(store_peer, many_files):
+    peer = store_peer(sop_classes=[MRImageStorage])
+    answers, error = answers_until_error(peer, many_files, associations=2)
+    assert answers == []
+    assert isinstance(error, DestinationRefused)
 
 
 @pytest.mark.parametrize(
