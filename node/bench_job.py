@@ -40,7 +40,7 @@ from node.demo import ARCHIVE_AE, NODE_AE, QUIET_S, demo_settings, local_peer, w
 from node.errors import NodeError
 from node.memory import keep_freed_memory
 from node.models import ModelStore
-from node.outbox import put_all
+from node.outbox import Outbox
 from node.outputs.context import context_of
 from node.outputs.encoding import to_bytes
 from node.phantom_dicom import phantom_series
@@ -142,8 +142,10 @@ def _run_job(engine: Engine, source: Path, work: Path) -> dict[str, Any]:
     synthesis = engine.synthesize(series.volume, seed=0)
     stages |= synthesis.seconds
     with _timed(stages, "write"):
-        spool, context = Spool(work), context_of(settings, generation=1, created=AT)
-        put_all(spool, [outputs_of(series, synthesis, context, "ct_series")], job_id=0)
+        context = context_of(settings, generation=1, created=AT)
+        with Outbox(Spool(work), job_id=0) as outbox:
+            outputs_of(series, synthesis, context, "ct_series", outbox.put)
+            outbox.outputs()
     seconds = time.perf_counter() - began
     graphs = sum(stages[name] for name in engine.bundle.manifest.graphs)
     return {

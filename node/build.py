@@ -19,6 +19,9 @@ from node.series import SourceSeries, read_headers, read_series
 
 Progress = Callable[[float], None]
 
+Made = Callable[[str, str, Instance], None]
+"""Told the phase, the kind and every instance as it is made, in their order, from another thread."""
+
 READ_SHARE = 0.05
 """Part of the progress bar that belongs to reading; the models have the rest."""
 
@@ -41,11 +44,12 @@ def build(
     progress: Progress = lambda fraction: None,
     kinds: Sequence[str] = ("ct_series",),
     seed: int = 0,
+    made: Made = lambda phase, kind, instance: None,
 ) -> Built:
     """Read, examine, synthesize every phase and make every kind of output of it, while the next is at work.
 
-    Pure but for reading ``paths``: equal arguments give equal bytes. ``progress`` is told
-    fractions from 0 to 1. Raises SeriesRejected, or what the engine raises.
+    Pure but for reading ``paths`` and telling ``made``: equal arguments give equal bytes. ``progress`` is
+    told fractions from 0 to 1. Raises SeriesRejected, or what the engine raises.
     """
     series = read_examined(paths, rules)
     axes = axes_to_flip(series.volume.geometry)  # models know upright patients
@@ -62,10 +66,10 @@ def build(
             turned_back = series.volume.with_array(flipped(synthesis.volume, axes).hu)
             synthesis = replace(synthesis, volume=turned_back)
             syntheses.append(synthesis)
-            outputs += [behind.submit(outputs_of, series, synthesis, context, kind) for kind in kinds]
-        made = tuple(each.result() for each in outputs)
+            outputs += [behind.submit(outputs_of, series, synthesis, context, kind, made) for kind in kinds]
+        finished = tuple(each.result() for each in outputs)
     progress(1.0)
-    return Built(series, tuple(syntheses), made)
+    return Built(series, tuple(syntheses), finished)
 
 
 def read_examined(paths: Sequence[Path], rules: IntakeSettings) -> SourceSeries:
@@ -76,10 +80,15 @@ def read_examined(paths: Sequence[Path], rules: IntakeSettings) -> SourceSeries:
     return replace(series, findings=(*series.findings, *examine_series(series, rules)))
 
 
-def outputs_of(series: SourceSeries, synthesis: Synthesis, context: OutputContext, kind: str) -> OutputSet:
-    """One kind of output of a synthesis, as files."""
-    instances = tuple(Instance.of(ds) for ds in OUTPUTS[kind](series, synthesis, context))
-    return OutputSet(synthesis.phase, kind, instances[0].series_instance_uid, instances)
+def outputs_of(
+    series: SourceSeries, synthesis: Synthesis, context: OutputContext, kind: str, made: Made
+) -> OutputSet:
+    """One kind of output of a synthesis, as files; ``made`` is told each of them."""
+    instances = []
+    for ds in OUTPUTS[kind](series, synthesis, context):
+        instances.append(Instance.of(ds))
+        made(synthesis.phase, kind, instances[-1])
+    return OutputSet(synthesis.phase, kind, instances[0].series_instance_uid, tuple(instances))
 
 
 def _part_of(progress: Progress, start: float, share: float) -> Progress:

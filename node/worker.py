@@ -35,7 +35,7 @@ from node.ledger import LEDGER_FILE, Job, Ledger, StaleLease, SynthesisRecord
 from node.ledger.errors import MoveRefused
 from node.memory import keep_freed_memory
 from node.models import ModelStore
-from node.outbox import put_all
+from node.outbox import Outbox
 from node.outputs.context import context_of
 from node.spool import Spool
 from node.states import State
@@ -185,20 +185,24 @@ class Worker:
     def produce(self, job: Job, progress: Callable[[float], None]) -> None:
         """Build the job's outputs, make their files safe, then record them: READY → BUILT."""
         began = self.clock()
-        built = build(
-            [instance.path for instance in self.ledger.instances(job.id)],
-            engines=self.engines.active(),
-            context=context_of(self.settings, generation=job.generation, created=local_time(job.created_at)),
-            rules=self.settings.intake,
-            progress=progress,
-            kinds=self.settings.outputs.kinds,
-            seed=self.settings.engine.seed,
-        )
-        destinations = self.settings.first_destinations
-        records = [record_of(synthesis) for synthesis in built.syntheses]
-        with self.spool.keeping():
-            outputs = put_all(self.spool, built.outputs, job_id=job.id)
-            self.ledger.record_built(job.id, self.owner, outputs, records, destinations, now=self.clock())
+        with Outbox(self.spool, job.id) as outbox:
+            built = build(
+                [instance.path for instance in self.ledger.instances(job.id)],
+                engines=self.engines.active(),
+                context=context_of(
+                    self.settings, generation=job.generation, created=local_time(job.created_at)
+                ),
+                rules=self.settings.intake,
+                progress=progress,
+                kinds=self.settings.outputs.kinds,
+                seed=self.settings.engine.seed,
+                made=outbox.put,
+            )
+            destinations = self.settings.first_destinations
+            records = [record_of(synthesis) for synthesis in built.syntheses]
+            with self.spool.keeping():
+                outputs = outbox.outputs()
+                self.ledger.record_built(job.id, self.owner, outputs, records, destinations, now=self.clock())
         seconds = round(self.clock() - began, 3)
         log.info("job built", job=job.id, outputs=len(outputs), seconds=seconds)
 

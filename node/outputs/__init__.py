@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from pydicom.dataset import Dataset
@@ -14,8 +14,9 @@ from node.outputs.encoding import to_bytes
 from node.outputs.enhancement_map import make_enhancement_map
 from node.series import SourceSeries
 
-OutputMaker: TypeAlias = Callable[[SourceSeries, Synthesis, OutputContext], list[Dataset]]
-"""Makes every instance of one series. Pure: equal arguments give datasets of equal bytes, UIDs included."""
+OutputMaker: TypeAlias = Callable[[SourceSeries, Synthesis, OutputContext], Iterable[Dataset]]
+"""Makes the instances of one series, in their order. Pure: equal arguments give datasets of
+equal bytes, UIDs included."""
 
 OUTPUTS: dict[str, OutputMaker] = {
     "ct_series": make_ct_series,

@@ -5,6 +5,7 @@ Tags: the conformance statement's table of a synthetic CT series (docs/conforman
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -27,19 +28,19 @@ INT16_HU: Final = (-32768, 32767)
 """What sixteen signed bits hold; metal beyond it is clipped, never wrapped."""
 
 
-def make_ct_series(series: SourceSeries, synthesis: Synthesis, context: OutputContext) -> list[Dataset]:
+def make_ct_series(series: SourceSeries, synthesis: Synthesis, context: OutputContext) -> Iterator[Dataset]:
     """CT Image Storage instances in slice order, with pixel data; equal arguments give equal bytes.
 
-    Raises ValueError where the synthesis is not on the source's grid, holds numbers that are not finite, or
-    is of a phase without a style.
+    Each is made when it is asked for. Raises ValueError where the synthesis is not on the source's grid, is
+    of a phase without a style, or holds numbers that are not finite: the last at the slice that does.
     """
     check_synthesis(series, synthesis)
     derivation = Derivation(KIND, synthesis.phase.upper(), 0, series, synthesis, context)
     shared = encoded(_shared(derivation))
-    return [
+    return (
         _slice(derivation, shared, index, number, to_stored(synthesis.volume.hu[index]))
         for index, number in enumerate(instance_numbers(series))
-    ]
+    )
 
 
 def check_synthesis(series: SourceSeries, synthesis: Synthesis) -> None:

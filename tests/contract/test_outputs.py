@@ -226,7 +226,7 @@ def test_whatever_changes_the_pixels_changes_every_uid(kit, kind):
         (kit.synthesis(series), kit.context(config_digest="00" * 32)),
         (kit.synthesis(series), kit.context(node=node)),
     ]
-    made = [OUTPUTS[kind](series, synthesis, context) for synthesis, context in variants]
+    made = [list(OUTPUTS[kind](series, synthesis, context)) for synthesis, context in variants]
     uids = [{ds.SeriesInstanceUID for ds in one} | {ds.SOPInstanceUID for ds in one} for one in made]
     assert sum(len(one) for one in uids) == len(set().union(*uids)) == len(made) * (len(made[0]) + 1)
     assert all(is_plausible_uid(uid) for one in uids for uid in one)
@@ -235,7 +235,7 @@ def test_whatever_changes_the_pixels_changes_every_uid(kit, kind):
 def test_kinds_do_not_share_uids_nor_series_numbers(kit):
     series = kit.source()
     made = [
-        OUTPUTS[kind](series, kit.synthesis(series, phase), kit.context())
+        list(OUTPUTS[kind](series, kit.synthesis(series, phase), kit.context()))
         for kind in OUTPUTS
         for phase in PHASE_STYLES
     ]
@@ -350,7 +350,7 @@ def test_numbers_that_are_not_finite_are_refused(kit, kind):
     hu = series.volume.hu.copy()
     hu[0, 0, 0] = np.nan
     with pytest.raises(ValueError, match="not finite"):
-        OUTPUTS[kind](series, kit.synthesis(series, volume=series.volume.with_array(hu)), kit.context())
+        list(OUTPUTS[kind](series, kit.synthesis(series, volume=series.volume.with_array(hu)), kit.context()))
 
 
 @every_kind

@@ -28,7 +28,8 @@ def ct_slice(kit) -> Dataset:
 
 def first(kit, kind: str) -> Dataset:
     series = kit.source()
-    return dcmread(BytesIO(to_bytes(OUTPUTS[kind](series, kit.synthesis(series), kit.context())[0])))
+    [ds, *_] = OUTPUTS[kind](series, kit.synthesis(series), kit.context())
+    return dcmread(BytesIO(to_bytes(ds)))
 
 
 def problems(ds: Dataset) -> str:

@@ -19,7 +19,9 @@ from node.series import read_series
 
 def made(kit, edit=lambda _: None, phase="arterial", context=None, **changes):
     series = kit.source(edit)
-    return series, make_ct_series(series, kit.synthesis(series, phase, **changes), context or kit.context())
+    return series, list(
+        make_ct_series(series, kit.synthesis(series, phase, **changes), context or kit.context())
+    )
 
 
 def test_one_slice_a_source_slice_in_the_same_place_to_the_byte(kit):
