@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from threading import Lock, Thread
 from types import TracebackType
@@ -129,20 +130,20 @@ class Archive:
             return _place(self.folder, self._index[sop_instance_uid])
 
     def _store(self, event: evt.Event) -> int:
-        header = event.dataset
-        header.file_meta = event.file_meta
+        data = event.encoded_dataset()
+        header = dcmread(BytesIO(data), stop_before_pixels=True)
         if not all(is_plausible_uid(str(header.get(key, ""))) for key in LEVELS.values()):
             return BAD_IDENTIFIER
         path = _place(self.folder, header)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".part")
-            partial.write_bytes(event.encoded_dataset())
+            partial.write_bytes(data)
             partial.replace(path)
         except OSError:
             return OUT_OF_RESOURCES
         with self._lock:
-            self._index[str(header.SOPInstanceUID)] = _without_pixels(header)
+            self._index[str(header.SOPInstanceUID)] = header
         return SUCCESS
 
     def _commit(self, event: evt.Event) -> tuple[int, None]:
@@ -259,10 +260,3 @@ def _headers_in(folder: Path) -> Iterator[Dataset]:
             yield dcmread(path, stop_before_pixels=True)
         except InvalidDicomError:
             continue
-
-
-def _without_pixels(header: Dataset) -> Dataset:
-    kept = Dataset(header)
-    for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
-        kept.pop(keyword, None)
-    return kept
