@@ -143,7 +143,7 @@ class Archive:
         except OSError:
             return OUT_OF_RESOURCES
         with self._lock:
-            self._index[str(header.SOPInstanceUID)] = header
+            self._index[str(header.SOPInstanceUID)] = Dataset(header)  # a file's would hold on to its bytes
         return SUCCESS
 
     def _commit(self, event: evt.Event) -> tuple[int, None]:

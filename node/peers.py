@@ -80,9 +80,13 @@ class AllowList:
             Role.ECHO: Guests.of(listen.echo_ae_titles, listen.echo_addresses),
         }
 
+    def knows_address(self, address: str) -> bool:
+        """Whether anybody may associate from there."""
+        return self._all.knows_address(address)
+
     def rejection(self, *, called: str, calling: str, address: str) -> Rejection | None:
         """Why this peer may not associate, or None."""
-        if not self._all.knows_address(address):
+        if not self.knows_address(address):
             return REJECTIONS["address"]
         if called.strip() != self._called:
             return REJECTIONS["called"]

@@ -7,6 +7,7 @@ it leaves open to a hostile peer is closed here: PDU and message lengths, half-s
 
 from __future__ import annotations
 
+import math
 import queue
 import socket
 import threading
@@ -96,6 +97,9 @@ MAX_WAITING_MESSAGES: Final = 4
 """Requests a peer may have sent ahead of our answers; without negotiation it is one (PS3.7 D.3.3.3)."""
 SPARE_CONNECTIONS: Final = 8
 """Connections beyond ``max_associations`` that are still heard, so that they can be told why not."""
+STRANGERS: Final = 4
+"""Connections from addresses off the list that are heard at once, so that they can be told why not. They take
+nobody else's place."""
 DATA_STATES: Final = frozenset({"Sta6", "Sta8"})
 """States of the upper layer in which data may be sent (PS3.8 9.2.3)."""
 OWN_REQUESTS: Final = frozenset({"Evt9", "Evt11", "Evt14", "Evt15"})
@@ -156,6 +160,10 @@ class Scp:
         """Associations open now."""
         return self._listener.open_associations
 
+    def turned_away_since(self, moment: float) -> bool:
+        """Whether a connection was closed since then (monotonic seconds) because there were too many."""
+        return self._listener.turned_away_since(moment)
+
 
 class Listener:
     """An application entity that hands every received instance to ``store`` and sends its answer back.
@@ -201,6 +209,7 @@ class Listener:
         self._server = Server(ae, self.listen, contexts, handlers, self.max_instance_bytes, self._doorkeeper)
         self._server.alarm = self._alarm
         self._server.store = self._store
+        self._server.allowed = self._allowed
         threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="scp", daemon=True).start()
         log.info("listening", port=self.port)
 
@@ -228,6 +237,10 @@ class Listener:
     def open_associations(self) -> int:
         """Associations open now."""
         return len(self._server.active_associations) if self._server else 0
+
+    def turned_away_since(self, moment: float) -> bool:
+        """Whether a connection was closed since then (monotonic seconds) because there were too many."""
+        return self._server is not None and self._server.turned_away_at >= moment
 
     def _on_requested(self, event: evt.Event) -> None:
         """Refuse a peer that is not allowed, with the standard's reason (PS3.8 9.3.4)."""
@@ -366,6 +379,8 @@ class Server(ThreadedAssociationServer):
     """pynetdicom's server with bounded reading."""
 
     store: Callable[[Arrival], Answer]  # set before it serves
+    allowed: AllowList
+    turned_away_at = -math.inf  # when a connection was last closed because there were too many
     daemon_threads = True  # a peer that is silent does not hold up the end of the process
     request_queue_size = 128  # of socketserver's 5 a crowd of senders waits for seconds
 
@@ -398,10 +413,21 @@ class Server(ThreadedAssociationServer):
         ae._servers.append(self)
 
     def is_crowded(self, address: str) -> bool:
-        """Whether as many connections are open as are heard at once, in all or from this address."""
+        """Whether as many connections are open as are heard at once, in all or from this address.
+
+        Those from addresses off the list are counted by themselves.
+        """
+        is_known = self.allowed.knows_address(address)
         with self._guard:
             waiting = [each.client_address[0] for each in self._waiting]
-        assocs = self.active_associations
+        waiting = [each for each in waiting if self.allowed.knows_address(each) == is_known]
+        assocs = [
+            each
+            for each in self.active_associations
+            if self.allowed.knows_address(each.requestor.address) == is_known
+        ]
+        if not is_known:
+            return len(waiting) + len(assocs) >= STRANGERS
         from_there = [each for each in assocs if each.requestor.address == address]
         asking = waiting.count(address) + sum(each.requestor.primitive is None for each in from_there)
         most_of_one = self.listen.max_associations_per_address
@@ -452,6 +478,7 @@ class Connection(RequestHandler):
         time-out: a peer that stops in the middle of a PDU would hold its slot for ever.
         """
         if self.server.is_crowded(self.client_address[0]):
+            self.server.turned_away_at = time.monotonic()
             log.warning("connection closed", reason="too many connections")
             self._raise_alarm(AlertKind.CROWDED, "too many connections")
         elif self._is_welcome():

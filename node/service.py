@@ -163,7 +163,10 @@ class Node:
         self.watch.serve()
 
     def _answers(self) -> bool:
-        return watchdog.answers(self.settings.listen, self.port, self.settings.tls)
+        """Whether the listener answers; one that turns callers away for want of a place is not deaf."""
+        began = time.monotonic()
+        answered = watchdog.answers(self.settings.listen, self.port, self.settings.tls)
+        return answered or self.scp.turned_away_since(began)
 
     def _start_listening(self) -> None:
         scp = Scp(self.settings, self.ledger, self.spool, alarm=self.watch.alarm)

@@ -19,6 +19,7 @@ from threading import Event, Thread
 import structlog
 
 from config.settings import Settings
+from node.flow import Failure, attempt
 
 log = structlog.get_logger(__name__)
 
@@ -81,7 +82,7 @@ def on_its_gpu(settings: Settings, worker: int) -> Settings:
 
 
 class Supervisor:
-    """One worker process, started again whenever it dies, until :meth:`stop`.
+    """One worker process, started again whenever it dies, whatever else fails, until :meth:`stop`.
 
     ``on_death`` is called with the process's owner name after each death; ``on_fatal`` once if the worker
     says that its configuration cannot work (exit 78), after which it is not started again.
@@ -137,15 +138,18 @@ class Supervisor:
         deaths = 0
         while not self._stopping.is_set():
             began = time.monotonic()
-            code = self._live_once()
+            outcome = attempt(self._live_once)
             if self._stopping.is_set():
                 return
-            if code == EXIT_CONFIG:
-                log.error("worker cannot start", exit_code=code)
+            if outcome == EXIT_CONFIG:
+                log.error("worker cannot start", exit_code=outcome)
                 self._on_fatal()
                 return
             deaths = 1 if time.monotonic() - began > STEADY_S else deaths + 1
-            log.error("worker died", exit_code=code, deaths=deaths, wait_s=wait_s(deaths))
+            if isinstance(outcome, Failure):  # no process to be had, no memory, no file: later perhaps
+                log.error("worker not started", trace=outcome.trace, wait_s=wait_s(deaths))
+            else:
+                log.error("worker died", exit_code=outcome, deaths=deaths, wait_s=wait_s(deaths))
             self._stopping.wait(wait_s(deaths))
 
     def _live_once(self) -> int:
@@ -164,7 +168,9 @@ class Supervisor:
                 if child.poll() is None:
                     child.terminate()
                 code = child.wait()
-        self._on_death(owner)
+        told = attempt(lambda: self._on_death(owner))
+        if isinstance(told, Failure):  # a disk that fails: the lease is given back by a lane, or runs out
+            log.error("death of a worker not recorded", trace=told.trace)
         return code
 
     def _hand_over(self, child: subprocess.Popen[bytes]) -> None:

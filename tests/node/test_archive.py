@@ -106,6 +106,15 @@ def test_what_is_sent_is_kept_as_it_was_and_found_at_every_level(archive: Archiv
         assert kept == dcmread(path)
 
 
+def test_an_archive_remembers_headers_and_no_pixels(archive: Archive, tmp_path: Path) -> None:
+    [path] = saved(tmp_path, ct(1, 1))
+    send(peer_of(archive), [path])
+    [header] = archive._index.values()
+    assert header.SOPInstanceUID == dcmread(path).SOPInstanceUID
+    assert "PixelData" not in header
+    assert getattr(header, "buffer", None) is None
+
+
 def committed(archive: Archive, port: int, references: tuple[Reference, ...], calling: str = "TEST") -> int:
     """The status of an N-ACTION under transaction 1.2."""
     ae = AE(ae_title=calling)

@@ -36,7 +36,7 @@ from node.alarm import Alarm, Alert, nobody
 from node.ledger import Ledger
 from node.private import write_private_block
 from node.receive import PREAMBLE, Arrival, Receiver, file_head
-from node.scp import CT_CLASSES, Scp, supported_contexts, transfer_syntaxes
+from node.scp import CT_CLASSES, STRANGERS, Scp, supported_contexts, transfer_syntaxes
 from node.spool import Spool
 from node.states import State
 
@@ -707,6 +707,24 @@ def test_one_address_cannot_hold_every_connection(tmp_path: Path) -> None:
             assert_closed(late)
         for peer in peers:
             peer.close()
+
+
+def test_strangers_take_nobody_s_place_and_are_told_so_a_few_at_a_time(tmp_path: Path) -> None:
+    with running(tmp_path, listen={"max_associations": 2, "allow_addresses": ["10.0.0.0/8"]}) as node:
+        peers = [connect(node) for _ in range(STRANGERS)]
+        server = node.scp._listener._server
+        assert server is not None
+        wait_until(lambda: server.is_crowded("127.0.0.1"))
+        assert not server.is_crowded("10.1.1.1")
+        began = time.monotonic()
+        with connect(node) as late:
+            assert_closed(late)
+        assert node.scp.turned_away_since(began)
+        assert not node.scp.turned_away_since(time.monotonic())
+        for peer in peers:
+            peer.close()
+        wait_until(lambda: not server.is_crowded("127.0.0.1"))
+        assert node.associate().is_rejected
 
 
 def test_probes_that_connect_and_hang_up_leave_nothing_behind(node: Running) -> None:

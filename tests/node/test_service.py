@@ -10,7 +10,7 @@ import pytest
 from pydicom.uid import CTImageStorage
 from pynetdicom import AE
 
-from node import service
+from node import service, watchdog
 from node.ledger import LEDGER_FILE, Ledger, ReceivedInstance
 from node.service import Node, NodeRunning, free_orphans
 from node.states import State
@@ -151,6 +151,18 @@ def test_a_listener_that_is_deaf_is_noticed(quick_settings):
         node.scp.__exit__(None, None, None)
         node.__class__ = type("Deaf", (Node,), {"port": port})
         assert "the listener does not answer" in node.problems()
+
+
+def test_a_listener_with_no_place_left_is_not_taken_for_deaf(quick_settings):
+    with Node(quick_settings(listen={"max_associations_per_address": 2})) as node:
+        held = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(2)]
+        server = node.scp._listener._server
+        while not server.is_crowded("127.0.0.1"):
+            time.sleep(0.01)
+        assert not watchdog.answers(node.settings.listen, node.port)
+        assert node.problems() == []
+        for each in held:
+            each.close()
 
 
 def test_leases_of_dead_owners_are_free_at_once_and_those_of_the_living_are_kept(tmp_path, new_series):

@@ -1,6 +1,8 @@
+import errno
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -59,6 +61,34 @@ def test_a_worker_that_is_killed_is_started_again_and_its_leases_are_reported(su
     assert keeper.deaths == [name]
     assert is_gone(name)
     assert keeper.is_alive
+
+
+def test_a_ledger_that_fails_while_a_death_is_recorded_ends_no_supervision(supervise, monkeypatch):
+    keeper = supervise(SLEEPER)
+
+    def fail(owner):
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(keeper, "_on_death", fail)
+    assert until(lambda: keeper.pid)
+    first = keeper.pid
+    os.kill(first, signal.SIGKILL)
+    assert until(lambda: keeper.pid not in {None, first})
+    assert keeper.is_alive
+
+
+def test_a_process_that_cannot_be_had_is_asked_for_again(supervise, monkeypatch):
+    popen, failures = subprocess.Popen, [OSError(errno.EAGAIN, "Resource temporarily unavailable")] * 2
+
+    def start(*args, **options):
+        if failures:
+            raise failures.pop()
+        return popen(*args, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    keeper = supervise(SLEEPER)
+    assert until(lambda: keeper.pid)
+    assert not failures
 
 
 def test_a_worker_gets_its_settings_as_one_line(supervise, tmp_path):
