@@ -26,10 +26,12 @@ def _jp2_codestream(frame: bytes) -> bytes:
     """What the ``jp2c`` box of a JP2 file holds; empty where there is none or a box length makes no sense."""
     offset = 12
     while offset + 8 <= len(frame):
-        length = int.from_bytes(frame[offset : offset + 4], "big")
+        length, head = int.from_bytes(frame[offset : offset + 4], "big"), 8
+        if length == 1:  # the length is behind the type, in eight bytes (ISO/IEC 15444-1 I.4)
+            length, head = int.from_bytes(frame[offset + 8 : offset + 16], "big"), 16
         if frame[offset + 4 : offset + 8] == b"jp2c":
-            return frame[offset + 8 :]
-        if length < 8:
+            return frame[offset + head :]
+        if length < head:
             return b""
         offset += length
     return b""

@@ -28,7 +28,12 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 from config.intake import SeriesLimits
 from engine.synthesis import Finding
@@ -455,8 +460,11 @@ def _stored_pixels(ds: FileDataset, frame: int, geometry: Geometry) -> NDArray[A
 
 
 def _check_codestream(ds: Dataset, frame: int, expected: tuple[int, int]) -> None:
+    """UNDECODABLE unless the frame says it has the header's size; run lengths (RLE) say none."""
     frames = int(tags.number(ds, "NumberOfFrames") or 1)
     size = coded_size(get_frame(ds.PixelData, frame, number_of_frames=frames))
+    if size is None and ds.file_meta.TransferSyntaxUID != RLELossless:
+        raise SeriesRejected("UNDECODABLE", "the compressed frame does not say its size where it should")
     if size is not None and size != expected:
         raise SeriesRejected("UNDECODABLE", "the compressed frame has another size than the header says")
 

@@ -162,7 +162,8 @@ class Ledger:
     def follow_clock(self, now: float, moved_s: float = 0.0) -> None:
         """The clock was set by ``moved_s``, or by nobody knows how much: no wait becomes longer by that.
 
-        Series stay quiet for as long as they were, and what was put off for longer than now is due.
+        Series stay quiet, and destinations are owed, for as long as they were; what was put off for longer
+        than now is due.
         """
         with self._store.writing() as db:
             moves.follow_clock(db, now, moved_s)

@@ -56,7 +56,11 @@ def wait_on(
 
 
 def follow_clock(db: sqlite3.Connection, now: float, moved_s: float) -> None:
-    """No series was heard in the future, none became quieter by a clock set forward, and waits end."""
+    """No series was heard in the future, none became quieter by a clock set forward, and waits end.
+
+    No destination is owed anything for longer than it was, so that no fallback steps in. Leases are left to
+    their owners, who renew them by the new clock; what another worker takes meanwhile is done twice, once.
+    """
     db.execute(
         "UPDATE job SET last_received_at = min(?, last_received_at + ?) WHERE state = ?",
         (now, max(0.0, moved_s), State.RECEIVING),
@@ -64,6 +68,11 @@ def follow_clock(db: sqlite3.Connection, now: float, moved_s: float) -> None:
     db.execute(
         "UPDATE job SET not_before = ? WHERE state IN (?, ?) AND not_before > ?",
         (now, State.RECEIVING, State.READY, now),
+    )
+    db.execute(
+        "UPDATE delivery SET owed_since = min(?, owed_since + ?) WHERE job_id IN"
+        " (SELECT id FROM job WHERE state = ?)",
+        (now, moved_s, State.BUILT),
     )
 
 

@@ -35,6 +35,14 @@ def test_a_jp2_file_is_searched_for_its_codestream() -> None:
     assert coded_size(wrapped) == size
 
 
+def test_a_box_with_a_long_length_is_read_and_stepped_over() -> None:
+    codestream, size = first_frame("JPEG2000.dcm")
+    long = b"\0\0\0\x01"
+    free = long + b"free" + (16 + 5).to_bytes(8, "big") + b"12345"
+    held = long + b"jp2c" + (16 + len(codestream)).to_bytes(8, "big") + codestream
+    assert coded_size(JP2_SIGNATURE + b"\r\n\x87\n" + free + held) == size
+
+
 @pytest.mark.parametrize(
     "frame",
     [

@@ -619,3 +619,13 @@ def test_a_clock_that_is_set_makes_no_series_quieter_and_no_wait_longer(ledger: 
     job = ledger.job(job_id)
     assert (job.last_received_at, job.not_before) == (1020.0, 1020.0)
     assert [found.id for found in ledger.receiving(1020.0, 1020.0)] == [job_id]
+
+
+def test_a_clock_that_is_set_makes_no_destination_owed_for_longer(ledger: Ledger) -> None:
+    day, hour = 86_400.0, 3600.0
+    job_id = built(ledger)  # owed since 301
+    ledger.follow_clock(310.0 + day, day)
+    assert ledger.fall_back("pacs", "other", 310.0 + day - hour, 310.0 + day) == []
+    ledger.follow_clock(320.0, -day)
+    assert ledger.fall_back("pacs", "other", 300.0, 320.0) == []
+    assert ledger.fall_back("pacs", "other", 302.0, 320.0) == [job_id]

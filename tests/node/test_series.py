@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydicom import dcmread, dcmwrite
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian, EnhancedCTImageStorage, RLELossless
 
@@ -434,6 +435,17 @@ def test_a_codestream_of_another_size_than_the_header_is_not_decoded(tmp_path: P
     ds.save_as(tmp_path / "liar.dcm")
     with pytest.raises(SeriesRejected, match="another size") as caught:
         read_series([tmp_path / "liar.dcm"], LIMITS)
+    assert caught.value.code == "UNDECODABLE"
+
+
+def test_a_codestream_that_does_not_say_its_size_is_not_decoded(tmp_path: Path) -> None:
+    ds = dcmread(Path(str(get_testdata_file("J2K_pixelrep_mismatch.dcm", download=False))))
+    frame = get_frame(ds.PixelData, 0, number_of_frames=1)
+    comment = b"\xff\x64\x00\x06\x00\x01hi"  # a marker that may only come behind the size
+    ds.PixelData = encapsulate([frame[:2] + comment + frame[2:]])
+    ds.save_as(tmp_path / "odd.dcm")
+    with pytest.raises(SeriesRejected, match="does not say its size") as caught:
+        read_series([tmp_path / "odd.dcm"], LIMITS)
     assert caught.value.code == "UNDECODABLE"
 
 
