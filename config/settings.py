@@ -144,13 +144,14 @@ class ListenSettings(Frozen):
     """Largest protocol data unit accepted, in bytes."""
     max_in_flight_bytes: int = Field(default=2 * GIB, ge=1024 * 1024)
     """Bytes of instances that may be in memory at once, over all associations, before they are on the disk.
-    The association that would exceed them is aborted; one of storage.max_instance_bytes always fits."""
+    The association that would exceed them is read no further until there is room, and aborted where there is
+    none for dimse_timeout_s; one of storage.max_instance_bytes always fits."""
     network_timeout_s: Seconds = 60.0
     """Seconds of silence on an open association after which it is closed."""
     acse_timeout_s: Seconds = 30.0
     """Seconds to wait for an association to be requested or released."""
     dimse_timeout_s: Seconds = 60.0
-    """Seconds to wait for the rest of a DIMSE message."""
+    """Seconds to wait for the rest of a DIMSE message, and one more for every 16 KiB of it that have come."""
     other_classes: Literal["store", "refuse"] = "store"
     """Instances that are not CT images: "store" takes them and rejects their series with a code, "refuse"
     offers no presentation context."""

@@ -38,7 +38,7 @@ class Incoming(BytesIO):
         self._is_heard = is_heard
         self._pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._answer: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
-        self._bytes = 0
+        self._bytes = self._put = self._taken = 0
         self._is_whole = False
         self._is_over = False
 
@@ -47,12 +47,18 @@ class Incoming(BytesIO):
         piece = bytes(data)
         self._bytes += len(piece)
         if piece and not self._is_over:
+            self._put += len(piece)
             self._pieces.put(piece)
         return len(piece)
 
     def tell(self) -> int:
         """Bytes that have come."""
         return self._bytes
+
+    @property
+    def unkept(self) -> int:
+        """Bytes that are in memory: they came, are wanted, and were not read yet."""
+        return 0 if self._is_over else self._put - self._taken
 
     def end(self, *, is_whole: bool) -> None:
         """Nothing more comes: that was all, or the rest is not wanted."""
@@ -63,6 +69,7 @@ class Incoming(BytesIO):
         """Each piece, as soon as it has come; raises BrokenOff where the last one never does."""
         while piece := _next(self._pieces, self._is_heard):
             yield piece
+            self._taken += len(piece)
         if not self._is_whole:
             raise BrokenOff("the sender went away before the end")
 
@@ -91,6 +98,7 @@ class Keeper(threading.Thread):
         self._store = store
         self._is_heard = is_heard
         self._arrivals: queue.SimpleQueue[tuple[Arrival, Incoming]] = queue.SimpleQueue()
+        self._open: list[Incoming] = []
 
     def begin(
         self, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, calling_ae: str
@@ -98,8 +106,14 @@ class Keeper(threading.Thread):
         """The data set that follows this C-STORE request; its pieces are to be written into what is given."""
         incoming = Incoming(sop_class_uid, sop_instance_uid, self._is_heard)
         arrival = Arrival(sop_class_uid, sop_instance_uid, transfer_syntax_uid, calling_ae, incoming.pieces())
+        self._open.append(incoming)
         self._arrivals.put((arrival, incoming))
         return incoming
+
+    @property
+    def unkept(self) -> int:
+        """Bytes of this association that are in memory and not on the disk yet."""
+        return sum(incoming.unkept for incoming in self._open.copy())
 
     def run(self) -> None:
         """Keep what comes."""
@@ -110,6 +124,7 @@ class Keeper(threading.Thread):
                 answer = self._store(arrival)
             finally:
                 incoming.answered(answer)
+                self._open.remove(incoming)
 
 
 def _next(waiting: queue.SimpleQueue[T], is_heard: Callable[[], bool]) -> T | None:

@@ -140,7 +140,7 @@ class Receiver:
     def _take(self, arrival: Arrival) -> Answer:
         with self._spool.draft((file_head(arrival),)) as draft:
             pieces = self._written(arrival, draft)
-            header = _header_of(pieces, arrival.transfer_syntax_uid)
+            header = _header_of(pieces, arrival, draft)
             _check_announced(arrival, header)
             if self._is_own(header):
                 self._ledger.count("own_dropped")
@@ -260,14 +260,17 @@ def _uid_element(number: int, uid: str) -> bytes:
     return struct.pack("<HH2sH", 2, number, b"UI", len(value)) + value
 
 
-def _header_of(pieces: Iterator[Chunk], transfer_syntax_uid: str) -> Header:
-    """The header: from the first piece where that holds all of it, else from all of them.
+def _header_of(pieces: Iterator[Chunk], arrival: Arrival, draft: Draft) -> Header:
+    """The header: from the first piece where that holds all of it, else from all that ``draft`` then has.
 
     Raises HeaderRefused; what is wrong with the first piece may come right with the second.
     """
-    first = next(pieces, b"")
-    found = header_within(memoryview(first), transfer_syntax_uid)
-    return found or read_header(memoryview(b"".join((first, *pieces))), transfer_syntax_uid)
+    found = header_within(memoryview(next(pieces, b"")), arrival.transfer_syntax_uid)
+    if found is not None:
+        return found
+    for _ in pieces:
+        pass
+    return read_header(draft.view()[len(file_head(arrival)) :], arrival.transfer_syntax_uid)
 
 
 def _received(arrival: Arrival, header: Header, placed: Placed) -> ReceivedInstance:

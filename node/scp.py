@@ -93,6 +93,11 @@ WRONG_PORT: Final[dict[bool, str]] = {
 """What a peer got wrong, by whether this port speaks TLS."""
 MAX_PDU_SLACK_BYTES: Final = 1024 * 1024
 """Longest PDU that is read whatever was negotiated: association requests are longer than data PDUs."""
+LEAST_BYTES_A_SECOND: Final = 16 * 1024
+"""A message may take ``dimse_timeout_s``, and a second more for as many bytes of it: no line is slower, and
+who sends a byte a minute holds no place."""
+ROOM_LOOK_S: Final = 0.01
+"""Seconds between two looks whether there is room in memory again."""
 MAX_WAITING_MESSAGES: Final = 4
 """Requests a peer may have sent ahead of our answers; without negotiation it is one (PS3.7 D.3.3.3)."""
 SPARE_CONNECTIONS: Final = 8
@@ -600,26 +605,31 @@ class UpperLayer(StateMachine):
 
 
 class InFlight:
-    """Bytes of messages that are in memory, over all associations."""
+    """Bytes that are in memory and not on the disk yet, over all associations."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
         self._guard = threading.Lock()
-        self._held: dict[threading.Thread, int] = {}
+        self._held: dict[threading.Thread, tuple[int, Callable[[], int]]] = {}
 
-    def hold(self, assoc: threading.Thread, count: int) -> bool:
-        """Note that ``assoc`` holds ``count`` bytes now; whether all together hold no more than they may."""
+    def hold(self, assoc: threading.Thread, message: int, unkept: Callable[[], int]) -> bool:
+        """Whether all together hold no more than they may.
+
+        ``message``: bytes of the one that ``assoc`` puts together or serves, ``unkept``: says how many there
+        are of those that are being kept, whenever it is asked.
+        """
         with self._guard:
-            self._held[assoc] = count
-            self._held = {one: held for one, held in self._held.items() if held and one.is_alive()}
-            return sum(self._held.values()) <= self._most_bytes
+            self._held[assoc] = (message, unkept)
+            self._held = {one: held for one, held in self._held.items() if one.is_alive()}
+            return sum(own + waiting() for own, waiting in self._held.values()) <= self._most_bytes
 
 
 class BoundedMessages(DIMSEServiceProvider):
     """Has what a C-STORE carries kept while it comes in, within bounds.
 
-    Ends the association of a peer whose message is too long, or who does not wait for answers. So that many
-    peers cannot fill the memory together either, the one whose message no longer fits is ended.
+    Ends the association of a peer whose message is too long or takes too long, or who does not wait for
+    answers. So that many peers cannot fill the memory together either, the one whose message no longer fits
+    waits, and is ended where that is in vain.
     """
 
     def __init__(self, assoc: Association, server: Server) -> None:
@@ -628,6 +638,8 @@ class BoundedMessages(DIMSEServiceProvider):
         self._in_flight = server.in_flight
         self._max_message_bytes = server.max_instance_bytes + MAX_PDU_SLACK_BYTES
         self._store = server.store
+        self._patience_s = server.listen.dimse_timeout_s
+        self._began = 0.0
         self._keeper: Keeper | None = None
         self._incoming: Incoming | None = None
 
@@ -639,9 +651,11 @@ class BoundedMessages(DIMSEServiceProvider):
             self._alarm(Alert(AlertKind.TOO_LONG, words, peer.address, peer.ae_title))
             self.message = None
             self._end(is_whole=False)
-            self._in_flight.hold(self.assoc, 0)
+            self._hold(0)
             self.dul.event_queue.put("Evt19")
             return
+        if self.message is None:
+            self._began = time.monotonic()
         super().receive_primitive(primitive)
         if self.message is None:
             self._end(is_whole=True)
@@ -683,7 +697,7 @@ class BoundedMessages(DIMSEServiceProvider):
         try:
             yield
         finally:
-            self._in_flight.hold(self.assoc, 0)
+            self._hold(0)
 
     def send_msg(self, primitive: Any, context_id: int) -> None:
         """Send an answer, unless the association ended while it was made."""
@@ -695,7 +709,30 @@ class BoundedMessages(DIMSEServiceProvider):
         if self.msg_queue.qsize() >= MAX_WAITING_MESSAGES:
             return "more messages than may wait"
         parts = (self.message.encoded_command_set, self.message.data_set) if self.message else ()
-        size = sum(part.tell() for part in parts if part)
+        sizes = [(part.tell(), isinstance(part, Incoming)) for part in parts if part]
+        size = sum(size for size, _ in sizes)
         if size > self._max_message_bytes:
             return "message too long"
-        return "" if self._in_flight.hold(self.assoc, size) else "more in memory than max_in_flight_bytes"
+        if self.message and time.monotonic() - self._began > self._patience_s + size / LEAST_BYTES_A_SECOND:
+            return "message not whole after dimse_timeout_s"
+        in_memory = sum(size for size, is_being_kept in sizes if not is_being_kept)
+        return "" if self._gets_room(in_memory) else "more in memory than max_in_flight_bytes"
+
+    def _gets_room(self, message: int) -> bool:
+        """Whether there is room for the next fragment, for which the peer is left waiting a while if need be.
+
+        Nothing is read meanwhile, so that its line fills up and it sends no faster than the disk takes it.
+        """
+        began = time.monotonic()
+        while not self._hold(message):
+            if time.monotonic() - began > self._patience_s or self.dul._kill_thread:
+                return False
+            time.sleep(ROOM_LOOK_S)
+        self._began += time.monotonic() - began
+        return True
+
+    def _hold(self, message: int) -> bool:
+        return self._in_flight.hold(self.assoc, message, self._unkept)
+
+    def _unkept(self) -> int:
+        return self._keeper.unkept if self._keeper else 0

@@ -18,6 +18,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import mmap
 import os
 import re
 import secrets
@@ -98,6 +99,11 @@ class Draft:
         _write(self._file, chunk)
         self._digest.update(chunk)
         self._bytes += len(chunk)
+
+    def view(self) -> memoryview:
+        """What was written so far, at least a byte, as the disk's cache has it: nothing is held in memory."""
+        with self._temporary.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     def sha256(self) -> str:
         """The digest of all that was written."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import count
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_messages import C_ECHO_RQ, C_STORE_RQ
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.pdu import P_DATA_TF
+from pynetdicom.pdu_primitives import P_DATA
 
 from config.settings import ListenSettings, Settings
 from node.alarm import Alarm, Alert, nobody
@@ -37,7 +39,7 @@ from node.ledger import Ledger
 from node.private import write_private_block
 from node.receive import PREAMBLE, Arrival, Receiver, file_head
 from node.scp import CT_CLASSES, STRANGERS, Scp, supported_contexts, transfer_syntaxes
-from node.spool import Spool
+from node.spool import Draft, Spool
 from node.states import State
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -758,16 +760,38 @@ def test_a_message_without_end_aborts_the_association(tmp_path: Path) -> None:
         echo(node)
 
 
-def test_many_peers_together_cannot_fill_the_memory(tmp_path: Path) -> None:
+TWO_MEGABYTES: dict[str, dict[str, Any]] = {
+    "listen": {"max_in_flight_bytes": 2**20, "dimse_timeout_s": 3}, "storage": {"max_instance_bytes": 2**20},
+}  # fmt: skip
+"""What may be in memory where a message has a megabyte at most: that and as much again."""
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
+    """A disk that stands still until it is told to go on."""
+    goes_on, write = Event(), Draft.write
+
+    def wait_and_write(draft: Draft, chunk: bytes) -> None:
+        goes_on.wait(60)
+        write(draft, chunk)
+
+    monkeypatch.setattr(Draft, "write", wait_and_write)
+    yield goes_on
+    goes_on.set()
+
+
+def test_many_peers_together_cannot_fill_the_memory_while_the_disk_stands_still(
+    tmp_path: Path, disk: Event
+) -> None:
     """Four messages of which each is short enough; the one that no longer fits ends its association."""
     told: list[Alert] = []
-    bounds = {"listen": {"max_in_flight_bytes": 2**20}, "storage": {"max_instance_bytes": 2**20}}
-    with running(tmp_path, alarm=told.append, **bounds) as node:
+    with running(tmp_path, alarm=told.append, **TWO_MEGABYTES) as node:
         assocs = [node.associate(calling=f"CT{number}") for number in range(4)]
         for assoc in assocs:
             send_half(assoc, bytes(900_000))
         wait_until(lambda: any(not assoc.is_established for assoc in assocs))
         assert {alert.words for alert in told} == {"more in memory than max_in_flight_bytes"}
+        disk.set()
         for assoc in assocs:
             assoc.abort()
         wait_until(lambda: node.scp.open_associations == 0)
@@ -775,8 +799,68 @@ def test_many_peers_together_cannot_fill_the_memory(tmp_path: Path) -> None:
         assert [answer.Status for answer in node.send(path, path)] == [0x0000, 0x0000]
 
 
-def send_half(assoc: Association, data: bytes) -> None:
-    """The beginning of a C-STORE of ``data``: all fragments but the last."""
+def test_messages_that_wait_to_be_kept_are_counted_too(tmp_path: Path, disk: Event) -> None:
+    told: list[Alert] = []
+    with running(tmp_path, alarm=told.append, **TWO_MEGABYTES) as node:
+        assoc = node.associate()
+        for _ in range(3):
+            send_half(assoc, bytes(900_000), whole=True)
+        wait_until(lambda: not assoc.is_established)
+        assert {alert.words for alert in told} == {"more in memory than max_in_flight_bytes"}
+
+
+def test_a_peer_that_is_faster_than_the_disk_waits_for_it(tmp_path: Path, disk: Event) -> None:
+    with running(tmp_path, **TWO_MEGABYTES) as node:
+        path = ct_file(tmp_path, PixelData=bytes(900_000))
+        timer = threading.Timer(1.0, disk.set)
+        timer.start()
+        answers: list[list[Dataset]] = []
+        threads = [threading.Thread(target=lambda: answers.append(node.send(path, path))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [answer.Status for one in answers for answer in one] == [0x0000] * 8
+
+
+def test_what_is_on_the_disk_already_is_not_in_memory(tmp_path: Path) -> None:
+    with running(tmp_path, **TWO_MEGABYTES) as node:
+        assocs = [node.associate(calling=f"CT{number}") for number in range(4)]
+        for assoc in assocs:
+            send_half(assoc, bytes(900_000))
+        begun = node.spool.root / "tmp"
+        wait_until(lambda: sum(path.stat().st_size for path in begun.iterdir()) > 4 * 850_000)
+        assert all(assoc.is_established for assoc in assocs)
+        for assoc in assocs:
+            assoc.abort()
+
+
+def test_a_peer_that_sends_a_message_byte_by_byte_loses_its_place(tmp_path: Path) -> None:
+    told: list[Alert] = []
+    with running(tmp_path, alarm=told.append, listen={"dimse_timeout_s": 1}) as node:
+        assoc = node.associate()
+        context = next(cx for cx in assoc.accepted_contexts if cx.abstract_syntax == CTImageStorage)
+        send_half(assoc, bytes(20_000))
+        byte, pdu = P_DATA(), P_DATA_TF()
+        byte.presentation_data_value_list = [[context.context_id, b"\x00\x00"]]  # of a data set, not the last
+        pdu.from_primitive(byte)
+        while assoc.is_established:
+            with suppress(OSError, AttributeError):
+                assoc.dul.socket.socket.sendall(pdu.encode())
+            time.sleep(0.1)
+        assert {alert.words for alert in told} == {"message not whole after dimse_timeout_s"}
+
+
+def test_an_association_that_falls_silent_is_closed(tmp_path: Path) -> None:
+    with running(tmp_path, listen={"network_timeout_s": 1}) as node:
+        assoc = node.associate()
+        assert node.scp.open_associations == 1
+        wait_until(lambda: node.scp.open_associations == 0)
+        wait_until(lambda: not assoc.is_established)
+
+
+def send_half(assoc: Association, data: bytes, *, whole: bool = False) -> None:
+    """The beginning of a C-STORE of ``data``, all fragments but the last, or the whole of it."""
     context = next(cx for cx in assoc.accepted_contexts if cx.abstract_syntax == CTImageStorage)
     request = C_STORE()
     request.MessageID, request.Priority = 1, 2
@@ -784,7 +868,8 @@ def send_half(assoc: Association, data: bytes) -> None:
     request.DataSet = BytesIO(data)
     message = C_STORE_RQ()
     message.primitive_to_message(request)
-    for fragment in list(message.encode_msg(context.context_id, 16_384))[:-1]:
+    fragments = list(message.encode_msg(context.context_id, 16_384))
+    for fragment in fragments if whole else fragments[:-1]:
         pdu = P_DATA_TF()
         pdu.from_primitive(fragment)
         with suppress(OSError):
