@@ -28,6 +28,11 @@ NO_MEMORY = re.compile(
 """How ONNX Runtime, CUDA, cuBLAS, cuDNN and C++ say that there was no memory."""
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that there was no memory."""
+    return isinstance(error, MemoryError) or bool(NO_MEMORY.search(f"{error!r}"))
+
+
 @contextmanager
 def as_ours(what: str) -> Iterator[None]:
     """GraphTooLarge where memory was full at ``what``, SynthesisFailed for all else the runtime raises."""
@@ -36,6 +41,5 @@ def as_ours(what: str) -> Iterator[None]:
     except EngineError:
         raise
     except RUNTIME_ERRORS as error:
-        is_full = isinstance(error, MemoryError) or NO_MEMORY.search(f"{error!r}")
-        kind = GraphTooLarge if is_full else SynthesisFailed
+        kind = GraphTooLarge if is_full(error) else SynthesisFailed
         raise kind(f"{what}: {error}") from error

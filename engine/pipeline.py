@@ -60,7 +60,7 @@ class Engine:
     """One bundle, loaded and ready; one synthesis at a time."""
 
     def __init__(self, bundle: Bundle, sessions: SessionPolicy, limits: VolumeLimits | None = None) -> None:
-        """Load every graph. Raises BundleInvalid or ProviderMissing."""
+        """Load every graph. Raises BundleInvalid, ProviderMissing or GraphTooLarge."""
         opened = open_graphs(bundle, sessions)
         check_graphs(bundle, opened.graphs)
         self.bundle = bundle
@@ -197,7 +197,7 @@ class Engine:
 
 
 def open_engine(folder: Path, policy: SessionPolicy) -> Engine:
-    """The engine of the bundle in ``folder``. Raises BundleInvalid or ProviderMissing."""
+    """The engine of the bundle in ``folder``. Raises BundleInvalid, ProviderMissing or GraphTooLarge."""
     return Engine(read_bundle(folder), policy)
 
 

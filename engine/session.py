@@ -24,8 +24,8 @@ from pydantic import Field
 from config.base import Frozen
 from engine.bundle import Bundle
 from engine.device import Device, Resident, as_array, run_bound
-from engine.errors import BundleInvalid, ProviderMissing
-from engine.failures import BROKEN_GRAPH, RUNTIME_ERRORS, as_ours
+from engine.errors import BundleInvalid, GraphTooLarge, ProviderMissing
+from engine.failures import BROKEN_GRAPH, RUNTIME_ERRORS, as_ours, is_full
 from engine.volume import Float32
 
 ProviderName = Literal["auto", "cuda", "tensorrt", "openvino", "cpu"]
@@ -195,7 +195,8 @@ class Opened:
 def open_graphs(bundle: Bundle, policy: SessionPolicy) -> Opened:
     """Every graph of ``bundle`` on one provider.
 
-    Raises ProviderMissing where the provider asked for does not run, BundleInvalid where a graph cannot.
+    Raises ProviderMissing where the provider asked for does not run, BundleInvalid where a graph cannot, and
+    GraphTooLarge where there is no memory for them. ``auto`` goes on after the first and the last of these.
     """
     ort.set_default_logger_severity(LOG_ERRORS)
     fallback = None
@@ -203,7 +204,7 @@ def open_graphs(bundle: Bundle, policy: SessionPolicy) -> Opened:
         try:
             graphs, device = _open_all(bundle, provider, policy)
             return Opened(graphs, provider, variant_for(bundle, provider), fallback, device)
-        except ProviderMissing as error:
+        except (ProviderMissing, GraphTooLarge) as error:
             if policy.provider != "auto" or provider == "cpu":
                 raise
             fallback = str(error)
@@ -313,10 +314,18 @@ def _open_all(bundle: Bundle, provider: str, policy: SessionPolicy) -> tuple[dic
 
 
 def open_device(kind: str, policy: SessionPolicy) -> Device:
-    """The memory of the policy's GPU ("cuda"), or of the host ("cpu") under the same rules."""
+    """The memory of the policy's GPU ("cuda"), or of the host ("cpu") under the same rules.
+
+    Raises ProviderMissing, or GraphTooLarge where it is full.
+    """
     plain = policy.model_copy(update={"cuda_graph": False})
     index = policy.device if kind == "cuda" else 0
-    return Device(kind, index, session_options(kind, plain), provider_options(kind, plain))
+    try:
+        return Device(kind, index, session_options(kind, plain), provider_options(kind, plain))
+    except RUNTIME_ERRORS as error:
+        if is_full(error):
+            raise GraphTooLarge(f"the memory of the device: {error}") from error
+        raise ProviderMissing(kind, available(), f"{PROVIDERS[kind].cure} ({error})") from error
 
 
 def _open(bundle: Bundle, name: str, provider: str, policy: SessionPolicy) -> ort.InferenceSession:
@@ -330,6 +339,8 @@ def _open(bundle: Bundle, name: str, provider: str, policy: SessionPolicy) -> or
                 enable_fallback=0,
             )
     except RUNTIME_ERRORS as error:
+        if is_full(error):
+            raise GraphTooLarge(f"graph {name!r}, while it was loaded: {error}") from error
         if provider == "cpu" or isinstance(error, BROKEN_GRAPH):
             raise BundleInvalid(bundle.folder, f"graph {name!r} does not load: {error}") from error
         raise ProviderMissing(provider, ("cpu",), f"{asked.cure} ({error})") from error

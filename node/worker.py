@@ -24,7 +24,7 @@ from typing import IO
 import structlog
 
 from config.settings import EngineSettings, Settings
-from engine.errors import BundleInvalid, ProviderMissing
+from engine.errors import BundleInvalid, GraphTooLarge, ProviderMissing
 from engine.pipeline import Engine, open_engine
 from engine.session import SessionPolicy
 from engine.synthesis import Synthesis
@@ -50,6 +50,8 @@ STALLED_S = 1800.0
 """Seconds without progress after which a job counts as hanging: no tile and no reading takes as long."""
 EXIT_STALLED = 70
 """EX_SOFTWARE of sysexits.h."""
+EXIT_NO_MEMORY = 75
+"""EX_TEMPFAIL of sysexits.h: somebody else has the memory now, so starting again may help."""
 
 
 class HandedBack(BaseException):
@@ -297,7 +299,10 @@ def main() -> int:
 
 
 def serve(settings: Settings, stopping: Event) -> int:
-    """Open everything, work until ``stopping``; 78 where the active models cannot run on this machine."""
+    """Open everything, work until ``stopping``.
+
+    Ends with 78 where the active models cannot run on this machine, with 75 where memory is full for now.
+    """
     keep_freed_memory()
     root = settings.storage.data_dir
     engines = Engines(ModelStore(settings), policy_of(settings.engine))
@@ -306,6 +311,9 @@ def serve(settings: Settings, stopping: Event) -> int:
     except (BundleInvalid, ProviderMissing) as error:
         log.error("models cannot run", reason=str(error))  # noqa: TRY400 (no traceback for a configuration)
         return EXIT_CONFIG
+    except GraphTooLarge as error:
+        log.error("no memory for the models", reason=str(error))  # noqa: TRY400 (the machine's, not a bug)
+        return EXIT_NO_MEMORY
     say_ready()
     with Ledger(root / LEDGER_FILE) as ledger:
         Worker(settings, ledger, Spool(root), engines, owner_name(os.getpid()), stopping).run()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -10,7 +11,8 @@ import pytest
 
 from engine import session
 from engine.bundle import Bundle, digest_files, read_bundle, write_manifest
-from engine.errors import BundleInvalid, ProviderMissing, SynthesisFailed
+from engine.device import SUM
+from engine.errors import BundleInvalid, GraphTooLarge, ProviderMissing, SynthesisFailed
 from engine.session import SessionPolicy, check_providers, open_graphs, provider_options, session_options
 
 MakeBundle = Callable[..., Bundle]
@@ -90,6 +92,59 @@ def test_auto_with_a_gpu_that_cannot_be_used_runs_on_the_cpu_and_tells_why(
     opened = open_graphs(make_bundle("translator"), SessionPolicy())
     assert opened.provider == "cpu"
     assert "'cuda' was asked for" in (opened.fallback or "")
+
+
+Raises = Callable[[str, str], None]
+
+FULL = "[ONNXRuntimeError] : 1 : FAIL : CUDA failure 2: out of memory ; GPU=0"
+BROKEN = "[ONNXRuntimeError] : 1 : FAIL : CUDA failure 35: driver version is insufficient"
+
+
+@pytest.fixture
+def a_gpu_that_says(monkeypatch: pytest.MonkeyPatch) -> Raises:
+    """``a_gpu_that_says(words, of)``: as if a GPU were there, which raises ``words`` when "graphs" or the
+    "sum" of its memory is loaded; anything else it does on the CPU.
+    """
+    real = ort.InferenceSession
+
+    def pretend(words: str, of: str) -> None:
+        def load(graph: bytes, options: Any, providers: Any, enable_fallback: int) -> ort.InferenceSession:
+            loaded = "sum" if graph == SUM.read_bytes() else "graphs"
+            if providers[0][0] == "CUDAExecutionProvider" and loaded == of:
+                raise RuntimeError(words)
+            return real(graph, options, providers=["CPUExecutionProvider"])
+
+        monkeypatch.setattr(ort, "InferenceSession", load)
+
+    monkeypatch.setattr(session, "available", lambda: ("cuda", "cpu"))
+    monkeypatch.setattr(session, "_has_nvidia_gpu", lambda: True)
+    monkeypatch.setattr(session, "_load_nvidia_libraries", lambda: None)
+    monkeypatch.setattr(session, "check_providers", lambda provider, found: None)
+    return pretend
+
+
+@pytest.mark.parametrize("of", ["graphs", "sum"])
+@pytest.mark.parametrize(("words", "kind"), [(FULL, GraphTooLarge), (BROKEN, ProviderMissing)])
+def test_a_gpu_that_was_full_while_loading_is_not_one_that_is_missing(
+    make_bundle: MakeBundle, a_gpu_that_says: Raises, of: str, words: str, kind: type[Exception]
+) -> None:
+    a_gpu_that_says(words, of)
+    with pytest.raises(kind, match="CUDA failure"):
+        open_graphs(make_bundle("translator"), SessionPolicy(provider="cuda"))
+    opened = open_graphs(make_bundle("translator"), SessionPolicy(threads=1))
+    assert opened.provider == "cpu"
+    assert words in (opened.fallback or "")
+
+
+def test_no_memory_for_a_graph_on_the_cpu_does_not_make_the_bundle_invalid(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(ort, "InferenceSession", load)
+    with pytest.raises(GraphTooLarge, match="graph 'translator', while it was loaded"):
+        open_graphs(make_bundle("translator"), SessionPolicy())
 
 
 def test_a_session_that_fell_back_silently_is_refused() -> None:

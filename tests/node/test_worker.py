@@ -12,7 +12,7 @@ import pytest
 from pydicom import dcmread
 
 from config.settings import EngineSettings
-from engine.errors import BundleInvalid, SynthesisFailed
+from engine.errors import BundleInvalid, GraphTooLarge, SynthesisFailed
 from engine.session import SessionPolicy
 from node import worker as node_worker
 from node.ledger import LEDGER_FILE, Ledger, ReceivedInstance, StaleLease
@@ -21,7 +21,17 @@ from node.outputs.encoding import to_bytes
 from node.spool import Spool
 from node.states import State
 from node.supervisor import EXIT_CONFIG, on_its_gpu, owner_name
-from node.worker import Engines, HandedBack, Heartbeat, Worker, digest_of, local_time, policy_of, serve
+from node.worker import (
+    EXIT_NO_MEMORY,
+    Engines,
+    HandedBack,
+    Heartbeat,
+    Worker,
+    digest_of,
+    local_time,
+    policy_of,
+    serve,
+)
 
 
 class Bench:
@@ -316,6 +326,14 @@ def test_a_jobs_time_has_a_zone():
 def test_models_that_cannot_run_here_end_the_process_with_78(bench):
     (bench.models.active()["venous"] / "translator.onnx").write_bytes(b"")
     assert serve(bench.settings, Event()) == EXIT_CONFIG
+
+
+def test_models_without_memory_end_the_process_so_that_it_is_started_again(bench, monkeypatch):
+    def open_engine(folder, policy):
+        raise GraphTooLarge("graph 'denoiser', while it was loaded: CUDA failure 2: out of memory")
+
+    monkeypatch.setattr(node_worker, "open_engine", open_engine)
+    assert serve(bench.settings, Event()) == EXIT_NO_MEMORY != EXIT_CONFIG
 
 
 def test_serving_ends_with_0_when_told_to_stop(bench):
