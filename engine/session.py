@@ -280,21 +280,21 @@ def provider_options(provider: str, policy: SessionPolicy) -> list[tuple[str, di
         threads = str(cpu_threads(policy))
         wanted = {"device_type": "CPU", "precision": "ACCURACY", "num_of_threads": threads}
         return [("OpenVINOExecutionProvider", wanted), ("CPUExecutionProvider", {})]
-    cuda = ("CUDAExecutionProvider", _cuda_options(policy))
+    cuda = ("CUDAExecutionProvider", _cuda_options(policy, captured=policy.cuda_graph and provider == "cuda"))
     if provider == "cuda":
         return [cuda, ("CPUExecutionProvider", {})]
     tensorrt = {"device_id": str(policy.device), "trt_fp16_enable": "0"}
     return [("TensorrtExecutionProvider", tensorrt), cuda, ("CPUExecutionProvider", {})]
 
 
-def _cuda_options(policy: SessionPolicy) -> dict[str, str]:
+def _cuda_options(policy: SessionPolicy, captured: bool) -> dict[str, str]:
     options = {
         "device_id": str(policy.device),
         "cudnn_conv_algo_search": "HEURISTIC",
         "cudnn_conv_use_max_workspace": "1",
         "arena_extend_strategy": "kSameAsRequested",
         "use_tf32": str(int(policy.tf32)),
-        "enable_cuda_graph": str(int(policy.cuda_graph)),
+        "enable_cuda_graph": str(int(captured)),
     }
     return options | ({"gpu_mem_limit": str(policy.memory_bytes)} if policy.memory_bytes else {})
 

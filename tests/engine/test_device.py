@@ -186,6 +186,8 @@ def test_graphs_are_captured_where_that_is_asked_for_and_sums_are_not() -> None:
     for asked in (True, False):
         options = dict(provider_options("cuda", SessionPolicy(cuda_graph=asked)))["CUDAExecutionProvider"]
         assert options["enable_cuda_graph"] == str(int(asked))
+        behind = dict(provider_options("tensorrt", SessionPolicy(cuda_graph=asked)))["CUDAExecutionProvider"]
+        assert behind["enable_cuda_graph"] == "0"
 
 
 def a_volume() -> Volume:
