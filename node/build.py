@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from config.intake import IntakeSettings
@@ -14,7 +15,7 @@ from engine.synthesis import Synthesis
 from node.intake import examine_headers, examine_series
 from node.orientation import axes_to_flip, flipped
 from node.outputs import OUTPUTS, OutputContext
-from node.outputs.encoding import Instance, OutputSet
+from node.outputs.encoding import Instance
 from node.series import SourceSeries, read_headers, read_series
 
 Progress = Callable[[float], None]
@@ -24,15 +25,6 @@ Made = Callable[[str, str, Instance], None]
 
 READ_SHARE = 0.05
 """Part of the progress bar that belongs to reading; the models have the rest."""
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """A source series, its syntheses, and what they became."""
-
-    series: SourceSeries
-    syntheses: tuple[Synthesis, ...]
-    outputs: tuple[OutputSet, ...]
 
 
 def build(
@@ -45,11 +37,12 @@ def build(
     kinds: Sequence[str] = ("ct_series",),
     seed: int = 0,
     made: Made = lambda phase, kind, instance: None,
-) -> Built:
+) -> tuple[Synthesis, ...]:
     """Read, examine, synthesize every phase and make every kind of output of it, while the next is at work.
 
-    Pure but for reading ``paths`` and telling ``made``: equal arguments give equal bytes. ``progress`` is
-    told fractions from 0 to 1. Raises SeriesRejected, or what the engine raises.
+    Pure but for reading ``paths`` and telling ``made``: equal arguments give equal bytes. Nobody but ``made``
+    gets the outputs, so that no more of them are in memory than it keeps. ``progress`` is told fractions from
+    0 to 1. Raises SeriesRejected, or what the engine raises, or, at the next step, what ``made`` raised.
     """
     series = read_examined(paths, rules)
     axes = axes_to_flip(series.volume.geometry)  # models know upright patients
@@ -58,18 +51,19 @@ def build(
     progress(READ_SHARE)
     share = (1 - READ_SHARE) / max(1, len(engines))
     syntheses: list[Synthesis] = []
-    outputs: list[Future[OutputSet]] = []
-    with ThreadPoolExecutor(1, "outputs") as behind:
+    outputs: list[Future[None]] = []
+    with _behind() as behind:
         for number, engine in enumerate(engines.values()):
-            part = _part_of(progress, READ_SHARE + number * share, share)
+            part = _part_of(_hearing(outputs, progress), READ_SHARE + number * share, share)
             synthesis = engine.synthesize(upright, seed=seed, progress=part, body=body)
             turned_back = series.volume.with_array(flipped(synthesis.volume, axes).hu)
             synthesis = replace(synthesis, volume=turned_back)
             syntheses.append(synthesis)
             outputs += [behind.submit(outputs_of, series, synthesis, context, kind, made) for kind in kinds]
-        finished = tuple(each.result() for each in outputs)
+        for each in outputs:
+            each.result()
     progress(1.0)
-    return Built(series, tuple(syntheses), finished)
+    return tuple(syntheses)
 
 
 def read_examined(paths: Sequence[Path], rules: IntakeSettings) -> SourceSeries:
@@ -82,13 +76,32 @@ def read_examined(paths: Sequence[Path], rules: IntakeSettings) -> SourceSeries:
 
 def outputs_of(
     series: SourceSeries, synthesis: Synthesis, context: OutputContext, kind: str, made: Made
-) -> OutputSet:
-    """One kind of output of a synthesis, as files; ``made`` is told each of them."""
-    instances = []
+) -> None:
+    """Tell ``made`` every file of one kind of output of a synthesis, one after the other."""
     for ds in OUTPUTS[kind](series, synthesis, context):
-        instances.append(Instance.of(ds))
-        made(synthesis.phase, kind, instances[-1])
-    return OutputSet(synthesis.phase, kind, instances[0].series_instance_uid, tuple(instances))
+        made(synthesis.phase, kind, Instance.of(ds))
+
+
+@contextmanager
+def _behind() -> Iterator[ThreadPoolExecutor]:
+    """A thread for the outputs; where the block fails, those it has not begun are not made."""
+    pool = ThreadPoolExecutor(1, "outputs")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _hearing(outputs: Sequence[Future[None]], progress: Progress) -> Progress:
+    """``progress`` that raises what an output raised meanwhile: nothing more needs to be computed then."""
+
+    def told(fraction: float) -> None:
+        for each in outputs:
+            if each.done():
+                each.result()
+        progress(fraction)
+
+    return told
 
 
 def _part_of(progress: Progress, start: float, share: float) -> Progress:

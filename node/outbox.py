@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import PurePosixPath
+from threading import BoundedSemaphore
 from types import TracebackType
 
 from node.ledger import Output
@@ -14,16 +14,23 @@ from node.spool import Spool
 
 WRITERS = 4
 """Files written at once: what is waited for is the disk's sync, and syncs share one."""
+WAITING = 32
+"""Files in memory at most: whoever makes them faster than the disk takes them waits."""
 
 
 class Outbox:
-    """The files of one job, written while more are made; used in a ``with`` statement."""
+    """The files of one job, written while more are made; used in a ``with`` statement.
+
+    Of a file that is written its row is kept and not its bytes.
+    """
 
     def __init__(self, spool: Spool, job_id: int) -> None:
         self._spool = spool
         self._job_id = job_id
         self._pool = ThreadPoolExecutor(WRITERS, "outbox")
-        self._puts: list[tuple[Callable[[], Output], Future[Output]]] = []
+        self._room = BoundedSemaphore(WAITING)
+        self._puts: list[Future[Output]] = []
+        self._failed: BaseException | None = None
 
     def __enter__(self) -> Outbox:
         return self
@@ -34,18 +41,31 @@ class Outbox:
         self._pool.shutdown(cancel_futures=True)
 
     def put(self, phase: str, kind: str, instance: Instance) -> None:
-        """Begin to write one file."""
-        write = partial(put, self._spool, instance, job_id=self._job_id, phase=phase, kind=kind)
-        self._puts.append((write, self._pool.submit(write)))
+        """Begin to write one file; raises what ``Spool.place`` raised for an earlier one."""
+        self._room.acquire()
+        if self._failed is not None:
+            self._room.release()
+            raise self._failed
+        future = self._pool.submit(put, self._spool, instance, job_id=self._job_id, phase=phase, kind=kind)
+        future.add_done_callback(self._settle)
+        self._puts.append(future)
+
+    def _settle(self, future: Future[Output]) -> None:
+        if not future.cancelled() and self._failed is None:
+            self._failed = future.exception()
+        self._room.release()
 
     def outputs(self) -> list[Output]:
         """A row for every file, in the order they were put, when all of them are safe.
 
-        For the block of ``Spool.keeping`` that records them: a file that was taken for a stray meanwhile,
-        since nobody had recorded it, is written again. Raises what ``Spool.place`` raises.
+        For the block of ``Spool.keeping`` that records them. Raises what ``Spool.place`` raises, and
+        FileNotFoundError where a file was removed meanwhile: then it has to be made again.
         """
-        placed = [(write, future.result()) for write, future in self._puts]
-        return [output if output.path.exists() else write() for write, output in placed]
+        outputs = [future.result() for future in self._puts]
+        for output in outputs:
+            if not output.path.exists():
+                raise FileNotFoundError(errno.ENOENT, "a result was removed before it was recorded")
+        return outputs
 
 
 def put(spool: Spool, instance: Instance, *, job_id: int, phase: str, kind: str) -> Output:

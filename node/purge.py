@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
@@ -21,6 +22,9 @@ from node.states import State
 log = structlog.get_logger(__name__)
 
 DAY_S = 86_400.0
+
+STRAY_S = DAY_S
+"""Seconds after which a file that no row names is a stray: a job that still runs has its files there already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +116,8 @@ def purge_quarantine(ledger: Ledger, spool: Spool, before: float, clock: Callabl
     return Tally(len(sizes), sum(sizes))
 
 
-def remove_strays(ledger: Ledger, spool: Spool, beat: Callable[[], None]) -> int:
-    """Remove files of the outbox that no row of the ledger names; how many.
+def remove_strays(ledger: Ledger, spool: Spool, before: float, beat: Callable[[], None]) -> int:
+    """Remove files of the outbox from before then that no row of the ledger names; how many.
 
     They are of results that were being placed when their worker was killed, or a late slice superseded their
     job. Nobody is between placing and recording under ``spool.removing()``. What was received is never a
@@ -125,8 +129,17 @@ def remove_strays(ledger: Ledger, spool: Spool, beat: Callable[[], None]) -> int
         if paths <= ledger.made_files(series_instance_uid):
             continue
         with spool.removing():
-            removed += sum(spool.remove(path) > 0 for path in paths - ledger.made_files(series_instance_uid))
+            unknown = paths - ledger.made_files(series_instance_uid)
+            removed += sum(spool.remove(path) > 0 for path in unknown if _is_from_before(path, before))
     return removed
+
+
+def _is_from_before(path: Path, before: float) -> bool:
+    """Whether a file was written before then; not one that is gone."""
+    try:
+        return path.lstat().st_mtime < before
+    except FileNotFoundError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +157,7 @@ class Retention:
 
     def run(self) -> None:
         """Remove what nobody knows of and what has grown old."""
-        strays = remove_strays(self.ledger, self.spool, self.beat)
+        strays = remove_strays(self.ledger, self.spool, self.clock() - STRAY_S, self.beat)
         if strays:
             log.info("strays removed", files=strays)
         for state, days in days_of(self.settings).items():

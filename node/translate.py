@@ -8,8 +8,9 @@ from __future__ import annotations
 import filecmp
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from config.intake import IntakeSettings, SeriesLimits
 from config.settings import Settings
 from engine.pipeline import Engine
 from node import tags
-from node.build import Built, build
+from node.build import build
 from node.errors import SeriesRejected
 from node.flow import Action, Failure, attempt
 from node.intake import examine_headers
@@ -225,47 +226,57 @@ class Job:
 
     def run(self) -> SeriesResult:
         """Build and write; raises what :func:`node.build.build` raises, and OSError."""
-        built = build(
-            self.group.paths,
-            engines=self.engines,
-            context=self.context,
-            rules=self.settings.intake,
-            progress=self.progress,
-            kinds=self.settings.outputs.kinds,
-            seed=self.settings.engine.seed,
-        )
         uid = str(self.group.series_instance_uid)
-        outputs = _write(built, self.out_dir, uid)
-        return SeriesResult(uid, State.BUILT, None, None, outputs, self.group.source)
+        with _written(self.out_dir, uid) as folders:
+            build(
+                self.group.paths,
+                engines=self.engines,
+                context=self.context,
+                rules=self.settings.intake,
+                progress=self.progress,
+                kinds=self.settings.outputs.kinds,
+                seed=self.settings.engine.seed,
+                made=folders.put,
+            )
+        rows = tuple(folders.rows.values())
+        return SeriesResult(uid, State.BUILT, None, None, rows, self.group.source)
 
 
-def _write(built: Built, out_dir: Path, series_instance_uid: str) -> tuple[OutputRow, ...]:
-    """Every output series into a folder of its own, all of them in place at once."""
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """The output series of one source, written under ``new`` as they are made; they are to lie in ``target``."""
+
+    new: Path
+    target: Path
+    rows: dict[str, OutputRow] = field(default_factory=dict)
+    """From the name of a folder to what is in it."""
+
+    def put(self, phase: str, kind: str, instance: Instance) -> None:
+        """Write the next file of its series; raises OSError."""
+        name = phase if kind == "ct_series" else f"{phase}-{kind}"
+        if name not in self.rows:
+            (self.new / name).mkdir(parents=True)
+            self.rows[name] = OutputRow(phase, kind, instance.series_instance_uid, 0, self.target / name)
+        number = self.rows[name].instances + 1
+        (self.new / name / f"{number:04d}.dcm").write_bytes(instance.data)
+        self.rows[name] = replace(self.rows[name], instances=number)
+
+
+@contextmanager
+def _written(out_dir: Path, series_instance_uid: str) -> Iterator[Folders]:
+    """Every output series in a folder of its own, all of them in place at once when the block ends well."""
     if not is_plausible_uid(series_instance_uid):
         raise SeriesRejected("IDENTITY", "SeriesInstanceUID is no UID")
     out_dir.mkdir(parents=True, exist_ok=True)
     target = out_dir / series_instance_uid
     staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=out_dir))
-    rows = []
     try:
-        for each in built.outputs:
-            name = each.phase if each.kind == "ct_series" else f"{each.phase}-{each.kind}"
-            _write_series(staging / "new" / name, each.instances)
-            rows.append(
-                OutputRow(each.phase, each.kind, each.series_instance_uid, len(each.instances), target / name)
-            )
+        yield Folders(staging / "new", target)
         if target.exists():
             target.rename(staging / "old")
         (staging / "new").rename(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return tuple(rows)
-
-
-def _write_series(folder: Path, instances: Sequence[Instance]) -> None:
-    folder.mkdir(parents=True)
-    for number, each in enumerate(instances, 1):
-        (folder / f"{number:04d}.dcm").write_bytes(each.data)
 
 
 def _failed_or(group: Group, outcome: SeriesResult | Failure) -> SeriesResult:

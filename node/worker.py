@@ -188,7 +188,7 @@ class Worker:
         """Build the job's outputs, make their files safe, then record them: READY → BUILT."""
         began = self.clock()
         with Outbox(self.spool, job.id) as outbox:
-            built = build(
+            syntheses = build(
                 [instance.path for instance in self.ledger.instances(job.id)],
                 engines=self.engines.active(),
                 context=context_of(
@@ -201,7 +201,7 @@ class Worker:
                 made=outbox.put,
             )
             destinations = self.settings.first_destinations
-            records = [record_of(synthesis) for synthesis in built.syntheses]
+            records = [record_of(synthesis) for synthesis in syntheses]
             with self.spool.keeping():
                 outputs = outbox.outputs()
                 self.ledger.record_built(job.id, self.owner, outputs, records, destinations, now=self.clock())

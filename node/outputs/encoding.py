@@ -42,16 +42,6 @@ class Instance:
         return cls(ds.SOPClassUID, ds.SeriesInstanceUID, ds.SOPInstanceUID, to_bytes(ds))
 
 
-@dataclass(frozen=True, slots=True)
-class OutputSet:
-    """Every instance of one output series, as files."""
-
-    phase: str
-    kind: str
-    series_instance_uid: str
-    instances: tuple[Instance, ...]
-
-
 def copy_element(source: Dataset, target: Dataset, keyword: str) -> None:
     """Copy one element, byte for byte where it was not decoded yet; nothing where no readable one is.
 

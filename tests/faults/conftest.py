@@ -34,6 +34,7 @@ from node.build import build
 from node.ledger import LEDGER_FILE, Ledger
 from node.models import ModelStore
 from node.outputs.context import context_of
+from node.outputs.encoding import Instance
 from node.worker import Engines, local_time
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -310,17 +311,21 @@ def undisturbed(
     They are built from the files the ledger has; with ``sent`` only the jobs it names, from its files.
     """
     engines = Engines(ModelStore(settings), SessionPolicy(provider="cpu", threads=1)).active()
-    files = {}
+    files: dict[str, bytes] = {}
+
+    def keep(_phase: str, _kind: str, instance: Instance) -> None:
+        files[instance.sop_instance_uid] = instance.data
+
     for job in ledger.jobs():
         if sent is not None and job.id not in sent:
             continue
-        built = build(
+        build(
             sent[job.id] if sent is not None else [each.path for each in ledger.instances(job.id)],
             engines=engines,
             context=context_of(settings, generation=job.generation, created=local_time(job.created_at)),
             rules=settings.intake,
+            made=keep,
         )
-        files |= {each.sop_instance_uid: each.data for made in built.outputs for each in made.instances}
     return files
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,9 @@ from engine.session import SessionPolicy
 from node.build import build, read_examined
 from node.errors import SeriesRejected
 from node.outputs.context import context_of
+from node.outputs.encoding import Instance
+from node.spool import SpoolFull
+from node.worker import HandedBack
 
 CREATED = datetime(2026, 1, 2, 3, 4, 5)
 SETTINGS = Settings()
@@ -39,31 +44,91 @@ def test_a_series_becomes_every_kind_of_output_of_every_phase(
     paths: list[Path], engines: Mapping[str, Engine]
 ) -> None:
     told: list[float] = []
-    built = build(
+    made: dict[tuple[str, str], list[Instance]] = {}
+    syntheses = build(
         paths,
         engines=engines,
         context=CONTEXT,
         rules=SETTINGS.intake,
         progress=told.append,
         kinds=("ct_series", "enhancement_map"),
+        made=lambda phase, kind, instance: made.setdefault((phase, kind), []).append(instance),
     )
-    assert [(each.phase, each.kind) for each in built.outputs] == [
+    assert list(made) == [
         (phase, kind) for phase in ("arterial", "venous") for kind in ("ct_series", "enhancement_map")
     ]
-    assert [synthesis.phase for synthesis in built.syntheses] == ["arterial", "venous"]
-    series = [each for each in built.outputs if each.kind == "ct_series"]
-    assert all(len(each.instances) == len(built.series.headers) == 10 for each in series)
-    assert len({each.series_instance_uid for each in built.outputs}) == 4
+    assert [synthesis.phase for synthesis in syntheses] == ["arterial", "venous"]
+    assert all(len(made[phase, "ct_series"]) == len(paths) == 10 for phase in ("arterial", "venous"))
+    assert len({each.series_instance_uid for instances in made.values() for each in instances}) == 4
     assert told == sorted(told)
     assert told[-1] == 1.0
 
 
 def test_equal_arguments_give_equal_bytes(paths: list[Path], engines: Mapping[str, Engine]) -> None:
     def once() -> list[bytes]:
-        built = build(paths, engines=engines, context=CONTEXT, rules=SETTINGS.intake)
-        return [each.data for made in built.outputs for each in made.instances]
+        made: list[bytes] = []
+        build(
+            paths,
+            engines=engines,
+            context=CONTEXT,
+            rules=SETTINGS.intake,
+            made=lambda _phase, _kind, instance: made.append(instance.data),
+        )
+        return made
 
-    assert once() == once()
+    first = once()
+    assert len(first) == 20
+    assert first == once()
+
+
+def test_what_fails_while_it_is_written_is_heard_before_the_next_phase_is_done(
+    paths: list[Path], engines: Mapping[str, Engine]
+) -> None:
+    failed = Event()
+
+    def full(_phase: str, _kind: str, _instance: Instance) -> None:
+        failed.set()
+        raise SpoolFull("no room")
+
+    told: list[float] = []
+
+    def progress(fraction: float) -> None:
+        told.append(fraction)
+        if fraction > 0.526:  # the second of two phases
+            assert failed.wait(60)
+            time.sleep(0.2)  # until the thread is done with it
+
+    with pytest.raises(SpoolFull):
+        build(paths, engines=engines, context=CONTEXT, rules=SETTINGS.intake, progress=progress, made=full)
+    assert sum(fraction > 0.526 for fraction in told) == 1
+
+
+def test_work_that_is_handed_back_leaves_off_making_outputs(
+    paths: list[Path], engines: Mapping[str, Engine]
+) -> None:
+    begun, made = Event(), set()
+
+    def slow(phase: str, kind: str, _instance: Instance) -> None:
+        made.add((phase, kind))
+        assert begun.wait(60)
+
+    def progress(fraction: float) -> None:
+        if fraction > 0.526:
+            Timer(0.2, begun.set).start()
+            raise HandedBack
+
+    kinds = ("ct_series", "enhancement_map")
+    with pytest.raises(HandedBack):
+        build(
+            paths,
+            engines=engines,
+            context=CONTEXT,
+            rules=SETTINGS.intake,
+            progress=progress,
+            kinds=kinds,
+            made=slow,
+        )
+    assert made <= {("arterial", "ct_series")}
 
 
 def test_headers_are_asked_before_the_grid(ct: Any, write_slices: Any) -> None:

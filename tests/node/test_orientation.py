@@ -64,7 +64,7 @@ def test_a_prone_series_comes_back_in_its_own_order(
     rules = IntakeSettings(max_enhanced_share=1.0, max_vessel_mm2=1e6)
     engine = open_engine(translator_bundle("arterial"), SessionPolicy(provider="cpu", threads=1))
     context = context_of(settings, generation=1, created=datetime(2026, 1, 2))
-    (synthesis,) = build(paths, engines={"arterial": engine}, context=context, rules=rules).syntheses
+    (synthesis,) = build(paths, engines={"arterial": engine}, context=context, rules=rules)
     change = synthesis.volume.hu - hu
     inside = (slice(2, 8), slice(12, 28), slice(12, 28))
     np.testing.assert_allclose(change[inside], 0.25 * (hu[inside] - 100), atol=1)

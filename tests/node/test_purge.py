@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from config.settings import RetentionSettings
 from node.ledger import Ledger, Output, ReceivedInstance, SetAside
-from node.purge import Retention, Tally, purge, purge_quarantine, remove_strays, weigh
+from node.purge import STRAY_S, Retention, Tally, purge, purge_quarantine, remove_strays, weigh
 from node.spool import Spool
 from node.states import PURGEABLE, State
 
@@ -181,8 +183,18 @@ def test_a_result_that_was_placed_and_never_recorded_goes_and_nothing_else(folde
     folder.spool.place(b"synthetic", "outbox/2.25.900/2.25.900.1.dcm")
     folder.spool.place(b"synthetic", f"outbox/2.25.{known}/2.25.900.2.dcm")
     folder.spool.place(b"received", "inbox/1.5/9.dcm")
-    assert remove_strays(folder.ledger, folder.spool, lambda: None) == 2
+    assert remove_strays(folder.ledger, folder.spool, time.time() + 60, lambda: None) == 2
     assert folder.files() == kept | {"inbox/1.5/9.dcm"}
+
+
+def test_a_result_is_no_stray_while_its_job_may_still_run(folder: Folder) -> None:
+    made = folder.spool.place(b"synthetic", "outbox/2.25.900/2.25.900.1.dcm").path
+    keep = Retention(RetentionSettings(), folder.ledger, folder.spool, time.time, lambda: None)
+    keep.run()
+    assert made.exists()
+    os.utime(made, times=(0, time.time() - STRAY_S - 60))
+    keep.run()
+    assert not made.exists()
 
 
 def test_no_result_is_a_stray_between_its_placing_and_its_recording(folder: Folder) -> None:
@@ -191,7 +203,9 @@ def test_no_result_is_a_stray_between_its_placing_and_its_recording(folder: Fold
     with folder.spool.keeping():
         folder.spool.place(b"synthetic", f"outbox/2.25.{job_id}/2.25.{job_id}.1.dcm")
         sweep = threading.Thread(
-            target=lambda: removed.append(remove_strays(folder.ledger, folder.spool, lambda: None))
+            target=lambda: removed.append(
+                remove_strays(folder.ledger, folder.spool, time.time() + 60, lambda: None)
+            )
         )
         sweep.start()
         sweep.join(0.5)
