@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 DAY_S = 86_400.0
 
 STRAY_S = DAY_S
-"""Seconds after which a file that no row names is a stray: a job that still runs has its files there already."""
+"""Seconds after which a file that no row names is a stray: a job that runs has files there already."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,7 +244,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """The output series of one source, written under ``new`` as they are made; they are to lie in ``target``."""
+    """The output series of one source, written under ``new`` as they are made, to lie in ``target``."""
 
     new: Path
     target: Path

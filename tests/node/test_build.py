@@ -100,7 +100,7 @@ def test_what_fails_while_it_is_written_is_heard_before_the_next_phase_is_done(
 
     with pytest.raises(SpoolFull):
         build(paths, engines=engines, context=CONTEXT, rules=SETTINGS.intake, progress=progress, made=full)
-    assert sum(fraction > 0.526 for fraction in told) == 1
+    assert max(told) < 1.0
 
 
 def test_work_that_is_handed_back_leaves_off_making_outputs(

@@ -37,7 +37,7 @@ def test_every_file_has_a_row_in_the_order_they_were_made(tmp_path: Path) -> Non
     assert [output.path.read_bytes() for output in outputs] == [f"slice {n}".encode() for n in range(20)]
 
 
-def test_a_file_that_was_removed_before_it_was_recorded_is_an_error_that_is_tried_again(tmp_path: Path) -> None:
+def test_a_file_that_was_removed_before_it_was_recorded_is_an_error_to_retry(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     with Outbox(spool, job_id=7) as outbox:
         outbox.put("venous", "ct_series", instance(1))
