@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -167,18 +168,21 @@ class Worker:
             self.give_up(job, WORKER_DIED, f"the worker died at each of {worker.max_attempts} attempts")
             return True
         log.info("job started", job=job.id, attempt=job.attempt, instances=job.instances)
-        try:
-            with Heartbeat(
-                lambda done: self.renew(job, done), worker.heartbeat_s, self.stopping
-            ) as heartbeat:
-                outcome = attempt(lambda: self.produce(job, heartbeat.progress))
-            if isinstance(outcome, Failure):
-                self.conclude(job, outcome)
-        except HandedBack:
-            self.hand_back(job)
-        except (StaleLease, MoveRefused):
-            log.info("job was taken away", job=job.id)
+        with suppress_lost(job):
+            try:
+                self.work_on(job)
+            except HandedBack:
+                self.hand_back(job)
         return True
+
+    def work_on(self, job: Job) -> None:
+        """Build the job and judge what became of it, its lease renewed meanwhile."""
+        with Heartbeat(
+            lambda done: self.renew(job, done), self.settings.worker.heartbeat_s, self.stopping
+        ) as heartbeat:
+            outcome = attempt(lambda: self.produce(job, heartbeat.progress))
+        if isinstance(outcome, Failure):
+            self.conclude(job, outcome)
 
     def renew(self, job: Job, progress: float) -> bool:
         """Hold on to the lease; False where it is not ours any more."""
@@ -241,6 +245,15 @@ class Worker:
         now = self.clock()
         self.ledger.release(job.id, self.owner, now, now, "the worker was stopped", counted=False)
         log.info("job handed back", job=job.id)
+
+
+@contextmanager
+def suppress_lost(job: Job) -> Iterator[None]:
+    """Let a job go that is not ours any more: superseded, taken by another worker, or by a recall."""
+    try:
+        yield
+    except (StaleLease, MoveRefused):
+        log.info("job was taken away", job=job.id)
 
 
 def local_time(epoch_s: float) -> datetime:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
+from config.settings import Settings
+from engine.bundle import read_bundle
+from engine.errors import BundleInvalid
 from node.commands.exits import FAILED
 from node.commands.jobs import open_ledger
 from node.commands.options import AsJson, ConfigFile, settings_of
 from node.commands.screen import err, say, show_rows, show_table
 from node.errors import NodeError
+from node.models import ModelStore
 from node.rejection.note import Reason
 from node.rejection.retract import Found, Retractor
 from node.spool import Spool
@@ -52,13 +57,20 @@ def recall(
     """Take back every result a model made: rejection notes go out.
 
     A note is a Key Object Selection (IHE IOCM) and a job of its own: the running node delivers it. What was
-    not sent yet is not sent any more. Purged jobs are found too. Activate another model first.
+    not sent yet is not sent any more, and what is being made is begun anew, with the models that are active.
+    Purged jobs are found too. Activate another model first.
     """
     settings = settings_of(config)
+    if is_active(settings, model):
+        err.print(
+            f"{model} is still active and goes on making results: activate another model and run it again"
+        )
     failed = False
     rows: list[dict[str, Any]] = []
     with open_ledger(settings) as ledger:
         retractor = Retractor(settings, ledger, Spool(settings.storage.data_dir), time.time)
+        if not dry_run:  # before looking: what is recorded later was begun later
+            ledger.revoke_leases(time.time(), f"begun anew: model {model} is recalled")
         for found in retractor.find(model, moment_of(since)):
             rows.append(_row(found))
             if not dry_run:
@@ -72,6 +84,14 @@ def recall(
         say(f"{len(rows)} jobs; nothing was recalled" if dry_run else f"{len(rows)} jobs recalled")
     if failed:
         raise typer.Exit(FAILED)
+
+
+def is_active(settings: Settings, model: str) -> bool:
+    """Whether a model of this id or digest makes results now; False where its bundle cannot be read."""
+    with suppress(BundleInvalid):
+        bundles = [read_bundle(folder) for folder in ModelStore(settings).active().values()]
+        return any(model in {each.manifest.model_id, each.digest} for each in bundles)
+    return False
 
 
 def _recall(retractor: Retractor, found: Found, model: str, reason: Reason, row: dict[str, Any]) -> bool:

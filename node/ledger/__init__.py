@@ -272,6 +272,14 @@ class Ledger:
         with self._store.writing() as db:
             leases.release(db, job_id, owner, now=now, not_before=not_before, reason=reason, counted=counted)
 
+    def revoke_leases(self, now: float, reason: str) -> list[int]:
+        """Take every running job from its worker, which can record nothing of it; their numbers.
+
+        Whoever takes one up next begins anew, with the models that are active then.
+        """
+        with self._store.writing() as db:
+            return leases.revoke(db, now, reason)
+
     def record_built(
         self,
         job_id: int,

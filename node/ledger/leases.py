@@ -59,6 +59,18 @@ def release(
     _note(db, job_id, now, reason)
 
 
+def revoke(db: sqlite3.Connection, now: float, reason: str) -> list[int]:
+    """Take every running job from its worker, as if it had never been begun; their numbers."""
+    rows = db.execute(
+        "UPDATE job SET owner = NULL, leased_until = NULL, not_before = ?, updated_at = ?,"
+        " attempt = attempt - 1 WHERE state = 'READY' AND owner IS NOT NULL RETURNING id",
+        (now, now),
+    ).fetchall()
+    for row in rows:
+        _note(db, row["id"], now, reason)
+    return [row["id"] for row in rows]
+
+
 def record_built(
     db: sqlite3.Connection,
     job_id: int,

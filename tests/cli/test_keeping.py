@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from config.load import load_settings
+from engine.bundle import read_bundle
 from node.ledger import Ledger, Output, ReceivedInstance, SetAside, SynthesisRecord
+from node.models import ModelStore
 from node.spool import Spool
 from node.states import State
 
@@ -75,6 +77,25 @@ def test_a_recall_is_shown_first_and_then_done_once(
     listed = run("jobs", "list", "-c", config).out
     assert f"rejects job {job}: model m-1 recalled" in listed and "RECALLED" in listed
     assert run("recall", "--model", "m-1", "--since", "soon", "-c", config).code == 2
+
+
+def test_a_recall_takes_jobs_from_their_workers_and_warns_while_the_model_is_active(
+    run: Callable[..., object], config: Path, ledger: Ledger, job: int
+) -> None:
+    other = ledger.record_instance(
+        ReceivedInstance("9.9.9.1", CT, "1.2", "9.9.9", "2.25.10", "CT1", ledger.path, "00", 1), 3000.0
+    ).job_id
+    ledger.move(other, State.SETTLED, 3000.0)
+    ledger.move(other, State.READY, 3000.0)
+    ledger.lease("w", 3000.0, 60.0)
+    active = read_bundle(ModelStore(load_settings(config, {})).active()["venous"]).manifest.model_id
+    named = ("recall", "--model", active, "--since", "1970-01-01", "-c", config)
+    assert "still active" in run(*named, "--dry-run").err
+    assert ledger.job(other).owner == "w"
+    assert "still active" in run(*named).err
+    assert ledger.job(other).owner is None
+    assert "begun anew" in (ledger.events(other)[-1].note or "")
+    assert "still active" not in run("recall", "--model", "m-1", "--since", "1970-01-01", "-c", config).err
 
 
 def test_a_recall_that_cannot_say_whose_a_job_is_fails_and_names_the_job(

@@ -12,6 +12,7 @@ import pytest
 from pydicom import dcmread
 
 from config.settings import EngineSettings
+from engine.bundle import read_bundle
 from engine.errors import BundleInvalid, GraphTooLarge, SynthesisFailed
 from engine.session import SessionPolicy
 from node import worker as node_worker
@@ -236,6 +237,43 @@ def test_a_model_activated_between_two_jobs_is_used_for_the_second(bench, new_se
     after = {record.phase: record for record in bench.ledger.syntheses(second)}
     assert after["arterial"].model_digest == bundle.digest != before["arterial"].model_digest
     assert after["venous"].model_digest == before["venous"].model_digest
+
+
+def test_a_job_that_is_taken_away_leaves_nothing_and_is_begun_anew_with_the_model_that_is_active_then(
+    bench, new_series, translator_bundle
+):
+    job_id = bench.ready(new_series(1))
+    newer = translator_bundle("arterial", gain=0.5, version="2.0.0")
+
+    taken = []
+
+    def take_away(fraction):
+        taken.extend(bench.ledger.revoke_leases(bench.now, "recalled"))
+        bench.models.activate(newer)
+
+    with pytest.raises(StaleLease):
+        bench.worker.produce(bench.ledger.lease("one", bench.now, 60.0), take_away)
+    assert taken == [job_id]
+    job = bench.ledger.job(job_id)
+    assert (job.state, job.attempt, job.owner) == (State.READY, 0, None)
+    assert bench.ledger.outputs(job_id) == []
+    assert bench.worker.work_once()
+    made = {record.phase: record.model_digest for record in bench.ledger.syntheses(job_id)}
+    assert made["arterial"] == read_bundle(bench.models.active()["arterial"]).digest
+
+
+def test_a_worker_that_hears_in_the_middle_that_its_job_was_taken_away_goes_on(
+    bench, new_series, monkeypatch
+):
+    job_id = bench.ready(new_series(1))
+
+    def taken_away(*_, **__):
+        bench.ledger.revoke_leases(bench.now, "recalled")
+        raise HandedBack
+
+    monkeypatch.setattr(node_worker, "build", taken_away)
+    assert bench.worker.work_once()
+    assert bench.ledger.job(job_id).attempt == 0
 
 
 def test_an_engine_stays_open_while_its_model_is_active(bench, translator_bundle):
