@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Final
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -96,7 +97,7 @@ class Account:
             yield self._received(job, event.at)
         tell = TOLD.get(event.to_state)
         if tell is not None:
-            yield from tell(self, job, event.at)
+            yield from tell(self, job, event)
 
     def _received(self, job: Job, at: float) -> Message:
         """A series came (A.5.3.7): we hold it now and did not before, "C"."""
@@ -105,14 +106,16 @@ class Account:
         things = self._things(job, self._held(job))
         return Message(INSTANCES_TRANSFERRED, Action.CREATE, at, (sender, receiver), things)
 
-    def _made(self, job: Job, at: float) -> Iterator[Message]:
-        """The source was read and outputs were made (A.5.3.6)."""
+    def _made(self, job: Job, event: Event) -> Iterator[Message]:
+        """The source was read and outputs were made (A.5.3.6), unless the job comes back with what it had."""
+        if event.from_state not in MAKING:
+            return
         if held := self._held(job):
-            yield self._accessed(job, at, Action.READ, held)
-        yield self._accessed(job, at, Action.CREATE, self._outputs(job))
+            yield self._accessed(job, event.at, Action.READ, held)
+        yield self._accessed(job, event.at, Action.CREATE, self._outputs(job))
 
-    def _removed(self, job: Job, at: float) -> Iterator[Message]:
-        yield self._accessed(job, at, Action.DELETE, self._held(job))
+    def _removed(self, job: Job, event: Event) -> Iterator[Message]:
+        yield self._accessed(job, event.at, Action.DELETE, self._held(job))
 
     def _accessed(self, job: Job, at: float, action: Action, instances: Instances) -> Message:
         node = self._node(APPLICATION, is_requestor=True)
@@ -180,11 +183,14 @@ def named_in(header: Dataset) -> tuple[str, str]:
     return str(header.get("PatientID") or UNKNOWN), str(header.get("PatientName") or "")
 
 
-TOLD: Mapping[State, Callable[[Account, Job, float], Iterator[Message]]] = {
+TOLD: Mapping[State, Callable[[Account, Job, Event], Iterator[Message]]] = {
     State.BUILT: Account._made,
     State.PURGED: Account._removed,
 }
 """What a job's coming to a state means; leaving RECEIVING means that it was received."""
+
+MAKING: Final = frozenset({State.READY, None})
+"""Where a job stood before its outputs were made: a rejection note is BUILT from the start."""
 
 DELIVERIES: Mapping[str, Outcome] = {COMPLETE_CODE: Outcome.SUCCESS, REFUSED_CODE: Outcome.SERIOUS}
 """What a note of the ledger on a delivery means, by its code."""

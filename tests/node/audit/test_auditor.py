@@ -18,11 +18,12 @@ from config.settings import Settings
 from node.alarm import Alert, AlertKind
 from node.audit.alarms import EVERY_S, MOST, Alarms
 from node.audit.auditor import Auditor
-from node.ledger import Ledger, Output, ReceivedInstance, SynthesisRecord
+from node.ledger import CommitmentAnswer, Ledger, Output, ReceivedInstance, SynthesisRecord
 from node.states import State
 
 SCHEMA = etree.RelaxNG(etree.parse(Path(__file__).with_name("audit-message.rng")))
 CT = "1.2.840.10008.5.1.4.1.1.2"
+NOTE = "1.2.840.10008.5.1.4.1.1.88.59"
 TROUBLE = Alert(AlertKind.REFUSED, "calling AE title not in allow_ae_titles", "10.0.0.9", "ROGUE")
 
 
@@ -110,6 +111,24 @@ def journey(
     return job_id
 
 
+def reject(ledger: Ledger, job_id: int, path: Path, *, recall: bool = False) -> int:
+    """Reject all of the job; the number of the note."""
+    rejected = [output.sop_instance_uid for output in ledger.live_outputs(job_id)]
+    note = Output(0, "", "rejection_note", "2.25.70", "2.25.70.1", NOTE, path, "bb")
+    made = ledger.reject(
+        job_id,
+        rejected,
+        note,
+        destinations=["pacs", "disk"],
+        calling_ae="S2NODE",
+        reason="recalled",
+        recall=recall,
+        now=20.0,
+    )
+    assert made is not None and made.note_id is not None
+    return made.note_id
+
+
 @pytest.fixture
 def file(tmp_path: Path, ct_files: list[Path]) -> Path:
     return ct_files[0]
@@ -155,6 +174,31 @@ def test_a_destination_that_has_everything_is_told_before_the_others_have(
     assert kinds(found)[-1] == ("DICOM Instances Transferred", "R", "0")
     assert found[-1].findall("ActiveParticipant")[1].get("UserID") == "disk"
     assert [job.state for job in ledger.jobs()] == [State.BUILT]
+
+
+def test_results_are_made_once_however_often_they_have_to_be_sent_again(
+    ledger: Ledger, tmp_path: Path, file: Path, auditor: Callable[..., Auditor]
+) -> None:
+    one = auditor(to_file=True)
+    job_id = journey(ledger, file)
+    ledger.record_question("2.25.99", job_id, "pacs", not_before=8.0, now=7.0)
+    lacking = CommitmentAnswer(frozenset(), {"2.25.6.1.0": 0xA700})
+    ledger.record_report("2.25.99", lacking, ["pacs"], 8.0)
+    ledger.refuse(job_id, "pacs", "no", 9.0)
+    assert ledger.retry(job_id, 10.0) is State.BUILT
+    one.write()
+    made = ("DICOM Instances Accessed", "C", "0")
+    assert kinds(written(tmp_path)).count(made) == 1
+
+
+def test_a_rejection_note_is_told_as_made(
+    ledger: Ledger, tmp_path: Path, file: Path, auditor: Callable[..., Auditor]
+) -> None:
+    job_id = journey(ledger, file)
+    one = auditor(to_file=True)
+    reject(ledger, job_id, file)
+    one.write()
+    assert kinds(written(tmp_path)) == [("DICOM Instances Accessed", "C", "0")]
 
 
 def test_a_site_that_names_no_patient_has_the_jobs_number_instead(
