@@ -4,52 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import ExitStack
 from random import Random
 from typing import Final
 
-import structlog
 from prometheus_client.core import Metric
 
 from config.settings import Settings
 from node.alarm import Alert
 from node.audit.account import Account
-from node.audit.alarms import Alarms
-from node.audit.message import Message, to_xml
+from node.audit.sink import FIRST, Sink, Trouble
 from node.audit.syslog import frame_of, send
-from node.audit.trail import Trail
+from node.audit.trail import AuditFile, Queue
 from node.flow import Failure, attempt, retry_delay_s
-from node.ledger import Followed, Ledger
+from node.ledger import Ledger
 from node.watch.figures import by_name, counter, gauge
-from node.watch.follow import Follower
-
-log = structlog.get_logger(__name__)
 
 AT_ONCE: Final = 100
 """Messages sent over one connection: as many may come twice if it breaks."""
 
 
-@dataclass(slots=True)
-class Trouble:
-    """Whether a lane of the audit fails; says it when it begins, when it changes, and when it is over."""
-
-    what: str
-    reason: str = ""
-
-    def take(self, failure: Failure | None) -> None:
-        """How the last step ended."""
-        reason = "" if failure is None else failure.reason
-        if reason and reason != self.reason:
-            log.error(f"audit messages are not {self.what}", reason=reason)
-        elif self.reason and not reason:
-            log.info(f"audit messages are {self.what} again")
-        self.reason = reason
-
-
 class Auditor:
     """Writes and sends what an auditor has to know; ``write`` and ``send`` are steps of lanes, never raise.
 
-    Making one raises OSError where the folder cannot be had.
+    The file and the queue for the repository are two sinks: neither waits for the other. Making one raises
+    OSError where the folder cannot be had.
     """
 
     def __init__(
@@ -62,15 +41,32 @@ class Auditor:
         self._settings = settings
         self._clock = clock
         self._elapsed = elapsed
+        self._open = ExitStack()
         self._account = Account(settings, ledger)
-        self._trail = Trail(settings.audit, settings.storage.data_dir)
-        self._alarms = Alarms(elapsed)
-        self._follower = Follower(ledger, "audit", self._hear)
+        self._queue = Queue(settings.audit, settings.storage.data_dir)
+        self._sinks = self._make_sinks()
         self._rng = Random()
         self._failures = 0
         self._rests_until = float("-inf")
-        self._written = self._sent = 0
-        self.writing, self.sending = Trouble("written"), Trouble("sent")
+        self._sent = 0
+        self.sending = Trouble("sent")
+
+    def _make_sinks(self) -> dict[str, Sink]:
+        """The places the settings ask for, by what is done to messages there; the file comes first."""
+        audit, sinks = self._settings.audit, {}
+        if audit.to_file:
+            file = AuditFile(audit, self._settings.storage.data_dir)
+            self._open.callback(file.close)
+            sinks["written"] = self._sink(FIRST, "written", lambda xml, _now: file.write(xml))
+        if audit.syslog_host:
+            queue = self._queue
+            sinks["queued"] = self._sink(
+                "audit repository", "queued", lambda xml, now: queue.put(frame_of(xml, now), now)
+            )
+        return sinks
+
+    def _sink(self, mark: str, what: str, keep: Callable[[bytes, float], None]) -> Sink:
+        return Sink(mark, what, keep, self._account, self._clock, self._elapsed)
 
     def start(self) -> None:
         """Say that the node starts."""
@@ -87,16 +83,17 @@ class Auditor:
 
     def close(self) -> None:
         """Let go of the file; nothing more is said."""
-        self._trail.close()
+        self._open.close()
 
     def alarm(self, alert: Alert) -> None:
         """Take an alert; from any thread."""
-        self._alarms.take(alert)
+        for sink in self._sinks.values():
+            sink.alarm(alert)
 
     def write(self) -> None:
         """Write what the ledger and the listener have told since."""
-        outcome = attempt(self._write)
-        self.writing.take(outcome if isinstance(outcome, Failure) else None)
+        for sink in self._sinks.values():
+            sink.write()
 
     def send(self) -> None:
         """Send what waits for the repository, or wait after a failure as ``[retry]`` says."""
@@ -109,46 +106,31 @@ class Auditor:
             self._rests_until = self._elapsed() + self._delay_s()
         self.sending.take(outcome if isinstance(outcome, Failure) else None)
 
+    def troubles(self) -> dict[str, str]:
+        """Why each step fails now; nothing where it does not."""
+        found = {what: sink.trouble.reason for what, sink in self._sinks.items()}
+        return {**found, self.sending.what: self.sending.reason}
+
     def figures(self) -> Iterable[Metric]:
-        """For monitoring: how much was written and sent, what waits, what fails."""
-        done = by_name({"written": self._written, "sent": self._sent})
-        yield counter("s2node_audit_messages", "Audit messages.", ["outcome"], done)
+        """For monitoring: how much was written, queued and sent, what waits, what fails."""
+        done = {what: sink.kept for what, sink in self._sinks.items()} | {self.sending.what: self._sent}
+        yield counter("s2node_audit_messages", "Audit messages.", ["outcome"], by_name(done))
         words = "Audit messages that wait for the repository."
-        yield gauge("s2node_audit_waiting", words, [], {(): self._trail.count})
-        failing = by_name({each.what: bool(each.reason) for each in (self.writing, self.sending)})
-        words = "Whether audit messages cannot be written or sent now."
-        yield gauge("s2node_audit_failing", words, ["step"], failing)
+        yield gauge("s2node_audit_waiting", words, [], {(): self._queue.count})
+        failing = {what: bool(reason) for what, reason in self.troubles().items()}
+        words = "Whether audit messages cannot be written, queued or sent now."
+        yield gauge("s2node_audit_failing", words, ["step"], by_name(failing))
 
     def _delay_s(self) -> float:
         return retry_delay_s(self._failures, self._settings.retry, self._rng)
 
     def _last_words(self, *, starts: bool) -> None:
-        message = self._account.activity(self._clock(), starts=starts)
-        outcome = attempt(lambda: self._keep(message))
-        self.writing.take(outcome if isinstance(outcome, Failure) else None)
-
-    def _write(self) -> None:
-        for alert, times in self._alarms.due():
-            try:
-                self._keep(self._account.alert(alert, times, self._clock()))
-            except OSError:
-                self._alarms.give_back(alert, times)
-                raise
-        self._follower.run()
-
-    def _hear(self, followed: Followed) -> None:
-        for message in self._account.of_event(followed):
-            self._keep(message)
-
-    def _keep(self, message: Message) -> None:
-        now = self._clock()
-        xml = to_xml(message, self._account.source)
-        self._trail.keep(xml, frame_of(xml, now), now)
-        self._written += 1
+        for sink in self._sinks.values():
+            sink.say(self._account.activity(self._clock(), starts=starts))
 
     def _send(self) -> None:
-        while batch := list(self._trail.first(AT_ONCE)):
+        while batch := list(self._queue.first(AT_ONCE)):
             send(self._settings.audit, self._settings.tls, (path.read_bytes() for path in batch))
             for path in batch:
-                self._trail.sent(path)
+                self._queue.sent(path)
             self._sent += len(batch)

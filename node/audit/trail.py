@@ -1,4 +1,7 @@
-"""Where audit messages are kept: a file that rotates, and a folder of what waits for the repository."""
+"""Where audit messages are kept: a file that rotates, and a folder of what waits for the repository.
+
+Each knows nothing of the other: where one is full, the other goes on.
+"""
 
 from __future__ import annotations
 
@@ -33,18 +36,14 @@ class TrailFull(OSError):
     """As many messages wait for the repository as are kept."""
 
 
-class Trail:
-    """The file and the waiting messages; what is kept is on the disk. Raises OSError where that fails."""
+class Queue:
+    """What waits for the repository; what is kept is on the disk. Raises OSError where that fails."""
 
     def __init__(self, audit: AuditSettings, data_dir: Path) -> None:
-        self._folder = data_dir / FOLDER
-        self._waiting = self._folder / WAITING
-        self._most = audit.max_waiting if audit.syslog_host else 0
+        self._folder = _private_folder(_private_folder(data_dir / FOLDER) / WAITING)
+        self._most = audit.max_waiting
         self._numbers = count()
-        for folder in (self._folder, self._waiting):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._file = _File(self._folder / FILE, audit) if audit.to_file else None
-        for part in self._waiting.glob("*.part"):  # of a node that was killed
+        for part in self._folder.glob("*.part"):  # of a node that was killed
             part.unlink()
         self._count = waiting(data_dir)
 
@@ -53,16 +52,9 @@ class Trail:
         """Messages that wait for the repository."""
         return self._count
 
-    def keep(self, xml: bytes, frame: bytes, now: float) -> None:
-        """Keep one message: ``xml`` in the file, ``frame`` for the repository."""
-        if self._most:
-            self._put(frame, now)
-        if self._file is not None:
-            self._file.write(xml)
-
     def first(self, most: int) -> list[Path]:
         """The oldest messages that wait, ``most`` at most."""
-        found = (entry.path for entry in os.scandir(self._waiting) if entry.name.endswith(".msg"))
+        found = (entry.path for entry in os.scandir(self._folder) if entry.name.endswith(".msg"))
         return [Path(path) for path in heapq.nsmallest(most, found)]
 
     def sent(self, path: Path) -> None:
@@ -70,17 +62,13 @@ class Trail:
         path.unlink()
         self._count -= 1
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-
-    def _put(self, frame: bytes, now: float) -> None:
+    def put(self, frame: bytes, now: float) -> None:
+        """Keep one framed message; raises TrailFull where ``max_waiting`` do already."""
         if self._count >= self._most:
             words = f"{self._count} messages wait for the audit repository: audit.max_waiting"
             raise TrailFull(errno.ENOSPC, words)
         name = f"{int(now * 1e6):020d}-{os.getpid()}-{next(self._numbers):06d}"
-        part = self._waiting / f"{name}.part"
+        part = self._folder / f"{name}.part"
         try:
             with open(part, "xb", opener=_private) as file:
                 file.write(frame)
@@ -89,14 +77,15 @@ class Trail:
             part.rename(part.with_suffix(".msg"))
         finally:
             part.unlink(missing_ok=True)
-        fsync_folder(self._waiting)
+        fsync_folder(self._folder)
         self._count += 1
 
 
-class _File(RotatingFileHandler):
+class AuditFile(RotatingFileHandler):
     """The standard library's rotating file, readable by its owner alone, on the disk at each line."""
 
-    def __init__(self, path: Path, audit: AuditSettings) -> None:
+    def __init__(self, audit: AuditSettings, data_dir: Path) -> None:
+        path = _private_folder(data_dir / FOLDER) / FILE
         super().__init__(path, maxBytes=audit.file_bytes, backupCount=audit.files, delay=True)
 
     def write(self, xml: bytes) -> None:
@@ -133,3 +122,8 @@ class _File(RotatingFileHandler):
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def _private_folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path

@@ -633,10 +633,13 @@ class Ledger:
 
     # following
 
-    def begin_following(self, follower: str) -> None:
-        """Have ``follower`` hear what is written from now on; one that was here before goes on there."""
+    def begin_following(self, follower: str, like: str | None = None) -> None:
+        """Have ``follower`` hear what is written from now on, or what ``like``, another one, has not heard.
+
+        One that was here before goes on there.
+        """
         with self._store.writing() as db:
-            begin_following(db, follower)
+            begin_following(db, follower, like)
 
     def events_for(self, follower: str, most: int) -> list[Followed]:
         """The next events of all jobs that ``follower`` has not heard, oldest first."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sqlite3
 
 
-def begin_following(db: sqlite3.Connection, follower: str) -> None:
-    """Start ``follower`` at what is newest now; one that has a mark keeps it."""
+def begin_following(db: sqlite3.Connection, follower: str, like: str | None) -> None:
+    """Start ``follower`` where ``like`` is, else at what is newest now; one that has a mark keeps it."""
     db.execute(
-        "INSERT OR IGNORE INTO follower (name, event_id) SELECT ?, coalesce(max(id), 0) FROM event",
-        (follower,),
+        "INSERT OR IGNORE INTO follower (name, event_id) SELECT ?, coalesce("
+        "(SELECT event_id FROM follower WHERE name = ?), (SELECT max(id) FROM event), 0)",
+        (follower, like),
     )
 
 

@@ -13,15 +13,18 @@ BATCH = 200
 class Follower:
     """Hands every event to ``hear`` at least once; what ``hear`` raises ends a run, which goes on there.
 
-    The first follower of a name starts at what is newest. The mark is kept in the ledger: what was written
-    while no node ran is heard at the next start, and after a crash some events are heard again.
+    The first follower of a name starts where ``like`` is, or at what is newest. The mark is kept in the
+    ledger: what was written while no node ran is heard at the next start, and after a crash some events are
+    heard again.
     """
 
-    def __init__(self, ledger: Ledger, name: str, hear: Callable[[Followed], None]) -> None:
+    def __init__(
+        self, ledger: Ledger, name: str, hear: Callable[[Followed], None], like: str | None = None
+    ) -> None:
         self._ledger = ledger
         self._name = name
         self._hear = hear
-        ledger.begin_following(name)
+        ledger.begin_following(name, like)
 
     def run(self) -> None:
         """Hear everything that is new."""

@@ -263,13 +263,13 @@ def test_what_cannot_be_written_is_written_later_and_raises_nothing(
     one.alarm(TROUBLE)
     for _ in range(2):
         one.write()
-    assert one.writing.reason
+    assert one.troubles()["written"]
     figures = {sample.name: sample.value for metric in one.figures() for sample in metric.samples}
     assert figures["s2node_audit_waiting"] == 0
     folder.unlink()
     folder.mkdir()
     one.write()
-    assert not one.writing.reason
+    assert not one.troubles()["written"]
     assert len(written(tmp_path)) == 1 + 5
 
 
@@ -286,7 +286,7 @@ def test_a_line_that_does_not_fit_on_the_disk_leaves_no_part_of_it(
         one.start()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert one.writing.reason == "File too large"
+    assert one.troubles()["written"] == "File too large"
     assert file.stat().st_size == before
     one.start()
     lines = file.read_bytes().splitlines()
@@ -419,12 +419,67 @@ def test_when_too_much_waits_jobs_stay_in_the_ledger_and_are_told_later(
     one = auditor(tls, syslog_host="127.0.0.1", syslog_port=receiver.port, max_waiting=3)
     journey(ledger, file)
     one.write()
-    assert "audit.max_waiting" in one.writing.reason
+    assert "audit.max_waiting" in one.troubles()["queued"]
     one.send()
     one.write()
     one.send()
-    assert not one.writing.reason
+    assert not one.troubles()["queued"]
     assert len(receiver.messages) >= 5
+
+
+def test_the_file_goes_on_where_too_much_waits_for_a_repository_that_is_away(
+    ledger: Ledger,
+    file: Path,
+    auditor: Callable[..., Auditor],
+    tls: dict[str, Any],
+    tmp_path: Path,
+    free_port: Callable[[], int],
+) -> None:
+    away = {"syslog_host": "127.0.0.1", "syslog_port": free_port(), "max_waiting": 3}
+    one = auditor(tls, to_file=True, **away)
+    journey(ledger, file)
+    one.alarm(TROUBLE)
+    for _ in range(3):
+        one.write()
+    assert "audit.max_waiting" in one.troubles()["queued"]
+    assert not one.troubles()["written"]
+    assert len(written(tmp_path)) == 1 + 5, "each message once"
+    assert len(list((tmp_path / "node/audit/waiting").iterdir())) == 3
+
+
+def test_a_file_that_cannot_be_written_queues_no_message_twice(
+    ledger: Ledger,
+    file: Path,
+    auditor: Callable[..., Auditor],
+    tls: dict[str, Any],
+    repository: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    receiver = repository()
+    one = auditor(tls, to_file=True, syslog_host="127.0.0.1", syslog_port=receiver.port)
+    (tmp_path / "node/audit/messages.log").mkdir()
+    journey(ledger, file)
+    for _ in range(3):
+        one.write()
+    one.send()
+    assert one.troubles()["written"]
+    assert len(receiver.messages) == 5
+
+
+def test_a_repository_that_is_added_begins_where_the_file_is(
+    ledger: Ledger,
+    file: Path,
+    auditor: Callable[..., Auditor],
+    tls: dict[str, Any],
+    repository: Callable[..., Any],
+) -> None:
+    receiver = repository()
+    auditor(to_file=True)
+    journey(ledger, file)
+    one = auditor(tls, to_file=True, syslog_host="127.0.0.1", syslog_port=receiver.port)
+    one.write()
+    one.send()
+    assert len(receiver.messages) == 5
 
 
 def test_ten_thousand_refusals_of_one_peer_are_two_messages() -> None:
