@@ -66,7 +66,7 @@ class Account:
 
     def activity(self, at: float, *, starts: bool) -> Message:
         """The node starts or stops (A.5.3.1)."""
-        person = Participant(pwd.getpwuid(os.getuid()).pw_name, LAUNCHER, is_requestor=True)
+        person = Participant(user_of(os.getuid()), LAUNCHER, is_requestor=True)
         kind = APPLICATION_START if starts else APPLICATION_STOP
         return Message(
             APPLICATION_ACTIVITY, Action.EXECUTE, at, (self._node(APPLICATION), person), types=(kind,)
@@ -176,6 +176,14 @@ class Account:
                 return named_in(header)
         kept = self.ledger.identity(job.id)
         return (UNKNOWN, "") if kept is None else named_in(dcmread(BytesIO(kept)))
+
+
+def user_of(uid: int) -> str:
+    """The user's name, or its number where there is no entry for it, as in containers."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def named_in(header: Dataset) -> tuple[str, str]:

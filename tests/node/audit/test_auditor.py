@@ -164,6 +164,14 @@ def test_a_job_from_start_to_stop_is_told_in_valid_messages_that_name_study_and_
     assert found[6].findall("ActiveParticipant")[1].get("UserID") == "ROGUE"
 
 
+def test_a_user_without_a_name_is_told_by_number(
+    tmp_path: Path, auditor: Callable[..., Auditor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 4_123_456_789)
+    auditor(to_file=True).start()
+    assert written(tmp_path)[0].findall("ActiveParticipant")[1].get("UserID") == "4123456789"
+
+
 def test_a_destination_that_has_everything_is_told_before_the_others_have(
     ledger: Ledger, tmp_path: Path, file: Path, auditor: Callable[..., Auditor]
 ) -> None:
