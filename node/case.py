@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import platform
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -52,8 +53,8 @@ def write_case(
 ) -> Case:
     """Write the job to ``target``, which must not exist; it is there whole or not at all.
 
-    Raises JobUnknown, FileExistsError, or OSError where the disk fails. Purged and unreadable files are
-    left out and named in ``case.json``.
+    Its owner alone may read it. Raises JobUnknown, FileExistsError, or OSError where the disk fails. Purged
+    and unreadable files are left out and named in ``case.json``.
     """
     ledger.job(job_id)
     if target.exists():
@@ -61,7 +62,11 @@ def write_case(
     part = target.with_name(f".{target.name}.part")
     case = Case()
     try:
-        with part.open("xb") as file, tarfile.open(fileobj=file, mode="w") as tar, pseudonyms() as new:
+        with (
+            open(part, "xb", opener=_private) as file,
+            tarfile.open(fileobj=file, mode="w") as tar,
+            pseudonyms() as new,
+        ):
             for name, path in _files(ledger, job_id):
                 data = _bytes_of(path, deidentify)
                 if data is None:
@@ -76,6 +81,10 @@ def write_case(
     finally:
         part.unlink(missing_ok=True)
     return case
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _files(ledger: Ledger, job_id: int) -> Iterator[tuple[str, Path]]:

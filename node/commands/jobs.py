@@ -121,7 +121,8 @@ def export(
     """Write one case as a tar, for support.
 
     Received files, results, what the ledger knows of the job, and the settings without addresses and paths.
-    Without --deidentify it names the patient. With it pixels stay as they are.
+    Without --deidentify it names the patient. With it pixels stay as they are. Only its owner may read the
+    file.
     """
     from node.case import write_case  # noqa: PLC0415 (the profile's tables take their time)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -83,6 +85,15 @@ def test_a_case_holds_files_rows_and_settings(ledger: Ledger, tmp_path: Path) ->
     assert str(tmp_path) not in found["case.json"].decode()
     with pytest.raises(FileExistsError, match="another file"):
         write_case(ledger, Settings(), 1, target, deidentify=False, now=5.0)
+
+
+def test_a_case_is_its_owners_alone_whatever_the_umask(ledger: Ledger, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_case(ledger, Settings(), 1, tmp_path / "case.tar", deidentify=False, now=5.0)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "case.tar").stat().st_mode) == 0o600
 
 
 def test_a_case_without_its_patient_names_nobody_and_stays_together(ledger: Ledger, tmp_path: Path) -> None:
