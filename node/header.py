@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Final, NamedTuple
@@ -30,9 +30,9 @@ UID_KEYWORDS: Final = {
     STUDY: "StudyInstanceUID",
     SERIES: "SeriesInstanceUID",
 }
-WANTED: Final = frozenset({*UID_KEYWORDS, *MARK_TAGS})
 CREATORS: Final = range(0x00710010, 0x00710100)
 """Private creators of group 0071, ours among them."""
+WANTED: Final = frozenset({*UID_KEYWORDS, *MARK_TAGS, *CREATORS})
 
 LAST_GROUP: Final = 0x0071
 """Nothing beyond this group is looked at."""
@@ -118,6 +118,21 @@ def read_header(data: memoryview, transfer_syntax_uid: str) -> Header:
     return _read(data, transfer_syntax_uid, is_whole=True)
 
 
+def values_of(
+    data: memoryview, transfer_syntax_uid: str, tags_wanted: Collection[int], *, is_whole: bool = True
+) -> dict[int, bytes]:
+    """These top-level elements, none beyond group 0071, as they are encoded; raises HeaderRefused.
+
+    Also where data that are not the ``is_whole`` end too early. Not for deflated transfer syntaxes.
+    """
+    encoding = ENCODINGS.get(transfer_syntax_uid, EXPLICIT_LITTLE)
+    try:
+        found = _wanted(data, encoding, tags_wanted, is_whole=is_whole)
+        return {tag: bytes(data[value:end]) for tag, _, value, end in found}
+    except tags.PARSE_ERRORS as error:
+        raise HeaderRefused("the header cannot be parsed") from error
+
+
 def _read(data: memoryview, transfer_syntax_uid: str, *, is_whole: bool) -> Header:
     encoding = ENCODINGS.get(transfer_syntax_uid, EXPLICIT_LITTLE)
     try:
@@ -143,7 +158,7 @@ def _uids_and_marks(
 ) -> tuple[dict[int, str], Dataset]:
     uids: dict[int, str] = {}
     marks = BytesIO()
-    for tag, start, value, end in _wanted(data, encoding, is_whole=is_whole):
+    for tag, start, value, end in _wanted(data, encoding, WANTED, is_whole=is_whole):
         if tag in UID_KEYWORDS:
             uids[tag] = str(data[value:end], "ascii").strip(" \x00")
         else:
@@ -162,7 +177,9 @@ class Element(NamedTuple):
     length: int
 
 
-def _wanted(data: memoryview, encoding: Encoding, *, is_whole: bool) -> Iterator[tuple[int, int, int, int]]:
+def _wanted(
+    data: memoryview, encoding: Encoding, tags_wanted: Collection[int], *, is_whole: bool
+) -> Iterator[tuple[int, int, int, int]]:
     """The wanted top-level elements: tag, where it begins, where its value begins, where it ends.
 
     Raises HeaderRefused where data that are not the whole end before one knows that there are no more.
@@ -182,7 +199,7 @@ def _wanted(data: memoryview, encoding: Encoding, *, is_whole: bool) -> Iterator
             element = _element_at(data, at, encoding)
             start, value, at = at, element.value, _end_of(data, element, encoding, walked)
         tag = group << 16 | number
-        if tag in WANTED or tag in CREATORS:
+        if tag in tags_wanted:
             if at - value > MAX_WANTED_BYTES:
                 raise HeaderRefused("an element of the header is too long")
             yield tag, start, value, at

@@ -7,19 +7,19 @@ and a reason.
 
 from __future__ import annotations
 
-import mmap
 import sqlite3
 import struct
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Final
+from typing import Final
 
 import structlog
 
+from node.conflict import Difference, difference
 from node.errors import NodeError
-from node.header import DEFLATED, Header, HeaderRefused, header_within, read_header
+from node.header import Header, HeaderRefused, header_within, read_header
 from node.ledger import Ledger, LedgerUnusable, ReceivedInstance, SetAside
 from node.loopguard import is_own
 from node.spool import Chunk, Draft, NameRefused, Placed, Spool, SpoolFull, inbox_name
@@ -39,7 +39,8 @@ STATUSES: Final[dict[int, tuple[str, str]]] = {
     SUCCESS: ("PS3.7 C.1.1", "stored, or a repeat, or our own object dropped"),
     COERCED: (
         "PS3.4 B.2.3",
-        "warning: other pixels came first under this SOP Instance UID; they stay, these are in quarantine",
+        "warning: other pixels, or these with other HU or geometry, came first under this SOP Instance UID;"
+        " they stay, these are in quarantine",
     ),
     OUT_OF_RESOURCES: ("PS3.4 B.2.3", "refused: no room, or the disk failed; sending again later may help"),
     NOT_THE_CLASS: (
@@ -53,12 +54,6 @@ STATUSES: Final[dict[int, tuple[str, str]]] = {
 
 COMMENT_LENGTH: Final = 64
 """Characters of an Error Comment (0000,0902), VR LO (PS3.5 6.2)."""
-
-PIXEL_DATA: Final = b"\xe0\x7f\x10\x00"
-"""The tag (7FE0,0010) in little endian."""
-UNSEEN: Final = DEFLATED | {"1.2.840.10008.1.2.2"}
-"""Transfer syntaxes in which this tag cannot be seen: deflated ones and big endian."""
-COMPARED_BYTES: Final = 1024 * 1024
 
 PREAMBLE: Final = bytes(128) + b"DICM"
 """PS3.10 7.1."""
@@ -129,8 +124,8 @@ class Receiver:
 
         Success means one of: the file and its ledger row are on the disk; exactly these bytes already were;
         the object is marked synthetic, so it is counted and dropped; another header came first with the same
-        pixels under this SOP Instance UID, so this one is on the disk in quarantine. With other pixels it is
-        there too, and the answer is a warning.
+        pixels under this SOP Instance UID, so this one is on the disk in quarantine. With other pixels, or
+        where they mean other HU or places, it is there too, and the answer is a warning.
         """
         try:
             return self._take(arrival)
@@ -195,43 +190,21 @@ class Receiver:
             raise SpoolFull("only series that have begun are finished")
 
     def _set_aside(self, arrival: Arrival, placed: Placed, job_id: int) -> Answer:
-        """Other bytes than the job holds: into quarantine, with a warning unless the pixels are the same."""
+        """Other bytes than the job holds: into quarantine, with a warning where it is another image."""
         aside = self._spool.quarantine(placed, PurePosixPath(*placed.path.parts[-2:]))
         held = self._ledger.instance(job_id, arrival.sop_instance_uid)
-        syntaxes = {arrival.transfer_syntax_uid, held.transfer_syntax_uid if held else ""}
-        is_seen = held is not None and UNSEEN.isdisjoint(syntaxes)
-        is_harmless = held is not None and is_seen and has_same_pixels(held.path, aside.path)
-        reason = "another header came first with these pixels" if is_harmless else "other pixels came first"
+        syntax = arrival.transfer_syntax_uid
+        found = (
+            Difference.PIXELS
+            if held is None
+            else difference(held.path, held.transfer_syntax_uid, aside.path, syntax)
+        )
         self._ledger.record_set_aside(
-            SetAside(job_id, aside.path, aside.sha256, aside.bytes, arrival.calling_ae, reason), self._clock()
+            SetAside(job_id, aside.path, aside.sha256, aside.bytes, arrival.calling_ae, found), self._clock()
         )
         self._ledger.count("quarantined")
         log.warning("other bytes under a known UID: the first stay, these are in quarantine", job=job_id)
-        return Answer(SUCCESS) if is_harmless else Answer(COERCED, f"in quarantine: {reason}")
-
-
-def has_same_pixels(one: Path, other: Path) -> bool:
-    """Whether two files in little endian are the same from Pixel Data (7FE0,0010) on, or both have none.
-
-    Nothing is decoded: other compression counts as other pixels. An icon's pixels may be met first; what
-    follows them then has to be the same too.
-    """
-    with one.open("rb") as first, other.open("rb") as second:
-        found = [_seek_pixels(first), _seek_pixels(second)]
-        if not all(found):
-            return not any(found)
-        while piece := first.read(COMPARED_BYTES):
-            if piece != second.read(COMPARED_BYTES):
-                return False
-        return not second.read(1)
-
-
-def _seek_pixels(file: BinaryIO) -> bool:
-    """Move to the first Pixel Data tag, little endian; False where there is none."""
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-        place = whole.find(PIXEL_DATA)
-    file.seek(max(0, place))
-    return place >= 0
+        return Answer(SUCCESS) if found.is_harmless else Answer(COERCED, f"in quarantine: {found}")
 
 
 def file_head(arrival: Arrival) -> bytes:

@@ -23,8 +23,9 @@ from pydicom.uid import (
 from pynetdicom import AE
 
 from config.settings import Settings
+from node.conflict import COMPARED_BYTES, Difference, has_same_pixels
 from node.ledger import Ledger
-from node.receive import COERCED, has_same_pixels
+from node.receive import COERCED
 from node.scp import Scp
 from node.service import Node as Service
 from node.spool import Spool
@@ -136,7 +137,52 @@ def test_other_pixels_under_a_known_uid_are_set_aside_with_a_warning_and_shown(n
 def test_another_header_with_the_same_pixels_is_set_aside_in_silence(node: Node) -> None:
     assert node.send(ct(1), ct(1, PatientName="DOE^JOAN")) == [0, 0]
     (aside,) = node.ledger.set_aside()
-    assert aside.reason == "another header came first with these pixels"
+    assert aside.reason == Difference.WORDS
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("RescaleSlope", "2"),
+        ("RescaleIntercept", "0"),
+        ("RescaleType", "US"),
+        ("PixelSpacing", ["0.7", "0.8"]),
+        ("ImagePositionPatient", ["0", "0", "5"]),
+        ("ImageOrientationPatient", ["-1", "0", "0", "0", "1", "0"]),
+        ("PixelRepresentation", 0),
+    ],
+)
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_the_same_pixels_with_other_hu_or_geometry_are_set_aside_with_a_warning(
+    node: Node, keyword: str, value: object, syntax: str
+) -> None:
+    first, other, without = placed(1), placed(1, **{keyword: value}), placed(1)
+    delattr(without, keyword)
+    for ds in (first, other, without):
+        ds.file_meta.TransferSyntaxUID = syntax
+    assert node.send(first, other, without) == [0, COERCED, COERCED]
+    assert {aside.reason for aside in node.ledger.set_aside()} == {Difference.MEANING}
+
+
+def test_the_same_numbers_in_another_spelling_or_a_long_header_are_no_other_geometry(node: Node) -> None:
+    spelled = placed(1, RescaleSlope="1.0", ImagePositionPatient=["0.0", "0", "0.00"])
+    large = placed(1, ImageComments="x" * 1_000, PatientName="DOE^JOAN")
+    large.add_new(0x00091010, "OB", bytes(2 * COMPARED_BYTES))
+    assert node.send(placed(1), spelled, large) == [0, 0, 0]
+    assert [aside.reason for aside in node.ledger.set_aside()] == [Difference.WORDS] * 2
+
+
+def placed(number: int, **values: object) -> Dataset:
+    """A slice with all that makes HU and places of its pixels."""
+    given = {
+        "RescaleSlope": "1",
+        "RescaleIntercept": "-1024",
+        "RescaleType": "HU",
+        "PixelSpacing": ["0.8", "0.7"],
+        "ImagePositionPatient": ["0", "0", "0"],
+        "ImageOrientationPatient": ["1", "0", "0", "0", "1", "0"],
+    }
+    return ct(number, **{**given, **values})
 
 
 def test_the_same_pixels_in_another_compression_count_as_others_since_nothing_is_decoded(node: Node) -> None:
