@@ -12,6 +12,7 @@ import queue
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -169,6 +170,11 @@ class Scp:
         """Whether a connection was closed since then (monotonic seconds) because there were too many."""
         return self._listener.turned_away_since(moment)
 
+    @property
+    def refused(self) -> dict[int, int]:
+        """Instances not answered with success since it was made, by status."""
+        return self._listener.refused
+
 
 class Listener:
     """An application entity that hands every received instance to ``store`` and sends its answer back.
@@ -196,6 +202,8 @@ class Listener:
         self._allowed = AllowList(listen)
         self._slots = Slots(listen)
         self._server: Server | None = None
+        self._guard = threading.Lock()
+        self._refused = Counter[int]()
 
     def start(self) -> None:
         """Listen; raises OSError where the address cannot be had."""
@@ -247,6 +255,12 @@ class Listener:
         """Whether a connection was closed since then (monotonic seconds) because there were too many."""
         return self._server is not None and self._server.turned_away_at >= moment
 
+    @property
+    def refused(self) -> dict[int, int]:
+        """C-STOREs answered with another status than success, by status; warnings are among them."""
+        with self._guard:
+            return dict(self._refused)
+
     def _on_requested(self, event: evt.Event) -> None:
         """Refuse a peer that is not allowed, with the standard's reason (PS3.8 9.3.4)."""
         assoc = event.assoc
@@ -278,12 +292,19 @@ class Listener:
     def _on_store(self, event: evt.Event) -> int | Dataset:
         messages = cast(BoundedMessages, event.assoc.dimse)
         with messages.serving():
-            request = cast(C_STORE, event.request)
-            if isinstance(request.DataSet, Incoming):
-                return _response(_checked(request.DataSet, request))
-            if not is_granted(event.assoc, request.AffectedSOPClassUID):
-                return _response(Answer(NOT_THE_CLASS, "no presentation context was granted for this class"))
-            return answer_to_store(event, self._store, event.assoc.requestor.ae_title)
+            response = self._stored(event)
+        if isinstance(response, Dataset):  # success is an int
+            with self._guard:
+                self._refused[int(response.Status)] += 1
+        return response
+
+    def _stored(self, event: evt.Event) -> int | Dataset:
+        request = cast(C_STORE, event.request)
+        if isinstance(request.DataSet, Incoming):
+            return _response(_checked(request.DataSet, request))
+        if not is_granted(event.assoc, request.AffectedSOPClassUID):
+            return _response(Answer(NOT_THE_CLASS, "no presentation context was granted for this class"))
+        return answer_to_store(event, self._store, event.assoc.requestor.ae_title)
 
 
 def _checked(data: Incoming, request: C_STORE) -> Answer:

@@ -144,6 +144,7 @@ class Node:
             ),
             open_associations=self.scp.open_associations,
             has_room=self.spool.has_room_for_new(),
+            refused=self.scp.refused,
         )
 
     def _start(self) -> None:

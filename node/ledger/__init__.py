@@ -399,6 +399,11 @@ class Ledger:
         with self._store.reading() as db:
             return [_job(row) for row in commitments.due(db, destination, delivered_before, now, latest)]
 
+    def commitments_waiting(self, destination: str) -> tuple[int, float | None]:
+        """How many jobs wait for this destination to commit them, and since when the oldest is DELIVERED."""
+        with self._store.reading() as db:
+            return commitments.waiting(db, destination)
+
     def uncommitted_outputs(self, job_id: int, destination: str) -> list[Output]:
         """The job's outputs this destination has not taken responsibility for."""
         with self._store.reading() as db:

@@ -23,6 +23,19 @@ UNCOMMITTED = (
 )
 """The outputs of ``:job`` that ``:destination`` has not committed, but for rejected ones."""
 
+OPEN = (
+    "FROM job JOIN delivery ON delivery.job_id = job.id WHERE job.state = 'DELIVERED'"
+    " AND delivery.destination = :destination AND job.rejects IS NULL"
+    " AND EXISTS (SELECT 1 FROM output WHERE output.job_id = job.id"
+    " AND NOT EXISTS (SELECT 1 FROM committed WHERE committed.output_id = output.id"
+    " AND committed.destination = :destination)"
+    f" AND {deliveries.LIVE})"
+)
+"""Jobs that ``:destination`` has in full and has not committed.
+
+Rejection notes are not asked about: archives hide them together with what they reject.
+"""
+
 
 def due(
     db: sqlite3.Connection, destination: str, delivered_before: float, now: float, latest: float
@@ -30,19 +43,20 @@ def due(
     """The jobs DELIVERED before then, oldest first, that this destination should be asked about now.
 
     What was delivered after ``now`` or put off beyond ``latest`` was so by a clock that was set back since.
-    Rejection notes are not asked about: archives hide them together with what they reject.
     """
     return db.execute(
-        "SELECT job.* FROM job JOIN delivery ON delivery.job_id = job.id WHERE job.state = 'DELIVERED'"
-        " AND (job.updated_at <= :before OR job.updated_at > :now) AND delivery.destination = :destination"
-        " AND (delivery.ask_not_before <= :now OR delivery.ask_not_before > :latest)"
-        " AND job.rejects IS NULL"
-        " AND EXISTS (SELECT 1 FROM output WHERE output.job_id = job.id"
-        " AND NOT EXISTS (SELECT 1 FROM committed WHERE committed.output_id = output.id"
-        " AND committed.destination = :destination)"
-        f" AND {deliveries.LIVE}) ORDER BY job.id",
+        f"SELECT job.* {OPEN} AND (job.updated_at <= :before OR job.updated_at > :now)"
+        " AND (delivery.ask_not_before <= :now OR delivery.ask_not_before > :latest) ORDER BY job.id",
         {"destination": destination, "before": delivered_before, "now": now, "latest": latest},
     ).fetchall()
+
+
+def waiting(db: sqlite3.Connection, destination: str) -> tuple[int, float | None]:
+    """How many jobs wait for this destination to commit them, and since when the oldest is DELIVERED."""
+    row = db.execute(
+        f"SELECT count(*) AS jobs, min(job.updated_at) AS since {OPEN}", {"destination": destination}
+    ).fetchone()
+    return row["jobs"], row["since"]
 
 
 def uncommitted(db: sqlite3.Connection, job_id: int, destination: str) -> list[sqlite3.Row]:

@@ -21,9 +21,11 @@ from prometheus_client.registry import Collector
 from config.settings import Settings
 from engine.bundle import MANIFEST
 from engine.errors import BundleInvalid
+from node.commitment.hear import asks
 from node.destinations.answer import store_status
 from node.ledger import Ledger
 from node.models import ModelStore
+from node.receive import STATUSES, SUCCESS
 from node.states import State
 from node.watch.signs import Signs
 
@@ -31,6 +33,9 @@ PARTS: Final = ("inbox", "outbox", "quarantine", "tmp", "models", "audit")
 """Folders of the data folder whose size is told."""
 MEASURE_EVERY_S: Final = 60.0
 """Seconds between two walks over the spool: it may hold a million files."""
+
+REFUSALS: Final = frozenset(STATUSES) - {SUCCESS}
+"""Answers to a C-STORE but success: told from the start, so that the first is seen as a rise."""
 
 Gauges = Mapping[tuple[str, ...], float]
 
@@ -62,6 +67,7 @@ class Figures(Collector):
         """Every figure; called for each reading, in a thread of the server."""
         yield from self._of_the_ledger()
         yield from self._of_the_destinations()
+        yield from self._of_the_commitments()
         yield from self._of_the_disk()
         yield from self._of_the_node()
         yield from self._of_the_models()
@@ -89,12 +95,28 @@ class Figures(Collector):
         waiting = {name: each.jobs for name, each in standing.items()}
         words = "Jobs that wait for a destination."
         yield gauge("s2node_deliveries_waiting", words, ["destination"], by_name(waiting))
+        owed = {name: self._age_s(each.oldest_at) for name, each in standing.items()}
+        words = "Age of the job that a destination has been owed longest, in seconds; 0 where there is none."
+        yield gauge("s2node_oldest_delivery_seconds", words, ["destination"], by_name(owed))
         left_alone = {name: each.breaker.opened_at is not None for name, each in standing.items()}
         words = "Whether a destination is left alone but for a probe."
         yield gauge("s2node_breaker_open", words, ["destination"], by_name(left_alone))
         failures = {name: each.breaker.failures for name, each in standing.items()}
         words = "Failures of a destination in a row."
         yield gauge("s2node_destination_failures", words, ["destination"], by_name(failures))
+
+    def _of_the_commitments(self) -> Iterator[Metric]:
+        names = [each.name for each in self._settings.destinations if asks(each)]
+        waiting = {name: self._ledger.commitments_waiting(name) for name in names}
+        jobs = {name: count for name, (count, _) in waiting.items()}
+        words = "Jobs that a destination has and has not committed."
+        yield gauge("s2node_commitments_waiting", words, ["destination"], by_name(jobs))
+        ages = {name: self._age_s(since) for name, (_, since) in waiting.items()}
+        words = "Seconds since the oldest of them was delivered; 0 where there is none."
+        yield gauge("s2node_oldest_commitment_seconds", words, ["destination"], by_name(ages))
+
+    def _age_s(self, since: float | None) -> float:
+        return 0.0 if since is None else max(0.0, self._now() - since)
 
     def _answers(self, found: Mapping[tuple[str, int], int]) -> Metric:
         sums: dict[tuple[str, ...], float] = {}
@@ -121,6 +143,9 @@ class Figures(Collector):
         signs = self._look()
         words = "Associations open now."
         yield gauge("s2node_open_associations", words, [], {(): signs.open_associations})
+        refused = {f"0x{status:04X}": signs.refused.get(status, 0) for status in {*REFUSALS, *signs.refused}}
+        words = "Instances not answered with success, by status."
+        yield counter("s2node_instances_refused", words, ["status"], by_name(refused))
         most = self._settings.listen.max_associations
         yield gauge("s2node_max_associations", "Associations that may be open.", [], {(): most})
         words = "Whether a lane gave a sign of life lately."

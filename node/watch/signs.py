@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,8 @@ class Signs:
     open_associations: int
     has_room: bool
     """Whether new series are taken: the disk is above its watermark."""
+    refused: Mapping[int, int] = field(default_factory=dict)
+    """Instances not answered with success since the start, by status."""
 
     def ailments(self) -> list[str]:
         """Why the process is not well, in words; empty where it is."""

@@ -134,6 +134,13 @@ def test_other_pixels_under_a_known_uid_are_set_aside_with_a_warning_and_shown(n
     assert notes == ["an instance from SENDER is in quarantine: other pixels came first"]
 
 
+def test_what_is_not_answered_with_success_is_counted_by_status(node: Node) -> None:
+    nameless = ct(3)
+    nameless.StudyInstanceUID = "no UID"
+    assert node.send(ct(1), ct(1, pixels=9), nameless, ct(1, pixels=9)) == [0, COERCED, 0xC000, COERCED]
+    assert node.scp.refused == {COERCED: 2, 0xC000: 1}
+
+
 def test_another_header_with_the_same_pixels_is_set_aside_in_silence(node: Node) -> None:
     assert node.send(ct(1), ct(1, PatientName="DOE^JOAN")) == [0, 0]
     (aside,) = node.ledger.set_aside()

@@ -21,7 +21,7 @@ from node.watch.signs import Signs, WorkerSign
 from node.watch.site import Site
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
-WELL = Signs({"settle": True}, (WorkerSign(True, True, True),), 3, True)
+WELL = Signs({"settle": True}, (WorkerSign(True, True, True),), 3, True, {0xA700: 2})
 
 
 def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
@@ -117,11 +117,24 @@ def test_the_page_is_for_this_machine_unless_somebody_says_otherwise(tmp_path: P
     assert load_settings(file, {}).watch.allow_remote
 
 
+def deliver_one(ledger: Ledger, path: Path, destination: str, at: float) -> None:
+    """Another series, of one output that is DELIVERED ``at`` then."""
+    received = ReceivedInstance("2.25.88.1", CT, "1.2", "2.25.88", "2.25.7", "CT1", path, "00", 1)
+    job_id = ledger.record_instance(received, 120.0).job_id
+    for state in (State.SETTLED, State.READY):
+        ledger.move(job_id, state, 121.0)
+    ledger.lease("w", 122.0, 60.0)
+    output = Output(job_id, "venous", "ct_series", "2.25.8", "2.25.8.1", CT, path, "aa")
+    ledger.record_built(job_id, "w", [output], [], [destination], now=123.0)
+    ledger.record_delivery("2.25.8.1", destination, 0x0000, at)
+
+
 def test_figures_count_what_there_is_and_name_nobody(
     quick_settings: Callable[..., Settings], site: Callable[..., Site]
 ) -> None:
-    destination = {"name": "pacs", "host": "127.0.0.1", "port": 104, "ae_title": "PACS"}
-    settings = quick_settings(destinations=[destination])
+    pacs = {"name": "pacs", "host": "127.0.0.1", "port": 104, "ae_title": "PACS"}
+    archive = {**pacs, "name": "archive", "commitment": "request"}
+    settings = quick_settings(destinations=[pacs, archive])
     folder = settings.storage.data_dir
     registry = CollectorRegistry()
     (folder / "inbox" / "2.25.77").mkdir(parents=True)
@@ -146,6 +159,7 @@ def test_figures_count_what_there_is_and_name_nobody(
         ledger.record_built(waiting, "w", outputs, [], ["pacs"], now=101.0)
         ledger.record_delivery("2.25.6.0", "pacs", 0x0000, 102.0)
         ledger.record_delivery("2.25.6.1", "pacs", 0xC000, 103.0)
+        deliver_one(ledger, path, "archive", at=140.0)
         ledger.record_breaker(BreakerRecord("pacs", 4, 104.0, "nobody answers", 104.0))
         status, text = get(site(registry=registry).port, "/metrics")
     found = {
@@ -159,7 +173,7 @@ def test_figures_count_what_there_is_and_name_nobody(
     assert found["s2node_delivered_instances_total", "pacs", "delivered"] == 1
     assert found["s2node_delivered_instances_total", "pacs", "refused"] == 1
     assert found["s2node_destination_failures", "pacs"] == 4
-    assert found["s2node_instances",] == 2
+    assert found["s2node_instances",] == 3
     assert found["s2node_counted_total", "repeats"] == 5
     assert found["s2node_spool_bytes", "inbox"] == 100
     assert found["s2node_spool_files", "inbox"] == 1
@@ -168,6 +182,13 @@ def test_figures_count_what_there_is_and_name_nobody(
     assert found["s2node_lane_up", "settle"] == found["s2node_worker_ready", "0"] == 1
     assert found["s2node_deliveries_waiting", "pacs"] == found["s2node_breaker_open", "pacs"] == 1
     assert found["s2node_deliveries_refused", "pacs"] == 0
+    assert found["s2node_oldest_delivery_seconds", "pacs"] == 59
+    assert found["s2node_oldest_delivery_seconds", "archive"] == 0
+    assert found["s2node_commitments_waiting", "archive"] == 1
+    assert found["s2node_oldest_commitment_seconds", "archive"] == 20
+    assert ("s2node_commitments_waiting", "pacs") not in found, "it is not asked"
+    assert found["s2node_instances_refused_total", "0xA700"] == 2
+    assert found["s2node_instances_refused_total", "0xC000"] == 0
     models = [key[2:] for key in found if key[0] == "s2node_model_info"]
     assert sorted(models) == [("gain-arterial-1.0.0", "arterial"), ("gain-venous-1.0.0", "venous")]
     assert "2.25." not in text and "CT1" not in text
