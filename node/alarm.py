@@ -18,6 +18,8 @@ class AlertKind(StrEnum):
     """There was no place left."""
     TOO_LONG = "message too long"
     """A peer sent more than a message may have."""
+    COMMITMENT = "commitment request refused"
+    """A peer that is no requester asked for storage commitment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from typing import Any, Final
 from config.settings import Settings
 from node.deidentify import NotDeidentified, deidentified, pseudonyms
 from node.ledger import Ledger
+from node.ledger.moves import EXPORTED_CODE
+from node.users import user_of
 
 LEFT_OUT: Final = "(left out)"
 SECRET_KEYS: Final = frozenset(
@@ -53,8 +55,9 @@ def write_case(
 ) -> Case:
     """Write the job to ``target``, which must not exist; it is there whole or not at all.
 
-    Its owner alone may read it. Raises JobUnknown, FileExistsError, or OSError where the disk fails. Purged
-    and unreadable files are left out and named in ``case.json``.
+    Its owner alone may read it, and the ledger knows who took it before it is there. Raises JobUnknown,
+    FileExistsError, or OSError where the disk fails. Purged and unreadable files are left out and named in
+    ``case.json``.
     """
     ledger.job(job_id)
     if target.exists():
@@ -77,6 +80,7 @@ def write_case(
             facts = json.dumps(_facts(ledger, job_id, case, deidentify), indent=1, default=str)
             _add(tar, "case.json", (new.text(facts) if deidentify else facts).encode(), now)
             _add(tar, "settings.json", json.dumps(log_safe(settings), indent=1, default=str).encode(), now)
+        ledger.record_export(job_id, user_of(os.getuid()), now, with_patient=not deidentify)
         part.rename(target)
     finally:
         part.unlink(missing_ok=True)
@@ -115,7 +119,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes, now: float) -> None:
 
 
 def _facts(ledger: Ledger, job_id: int, case: Case, deidentify: bool) -> dict[str, Any]:
-    """The rows of the ledger that are about the job; no paths."""
+    """The rows of the ledger that are about the job; no paths, and not who exported it before."""
     job = ledger.job(job_id)
     rows: dict[str, Any] = {
         "job": asdict(job),
@@ -126,7 +130,7 @@ def _facts(ledger: Ledger, job_id: int, case: Case, deidentify: bool) -> dict[st
         "deliveries": [asdict(each) for each in ledger.deliveries(job_id)],
         "answers": [asdict(each) for each in ledger.answers(job_id)],
         "quarantine": [asdict(each) for each in ledger.set_aside() if each.job_id == job_id],
-        "events": [asdict(each) for each in ledger.events(job_id)],
+        "events": [asdict(each) for each in ledger.events(job_id) if each.code != EXPORTED_CODE],
     }
     rows = _shown(rows, job.created_at if deidentify else 0.0)
     return {

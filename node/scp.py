@@ -136,7 +136,7 @@ class Scp:
         alarm: Alarm = nobody,
     ) -> None:
         limit = settings.storage.max_instance_bytes
-        self.commitments = Commitments(settings, ledger, clock)
+        self.commitments = Commitments(settings, ledger, clock, alarm)
         """What peers say and ask about storage commitment; the ask lanes hear reports by it too."""
         self._listener = Listener(
             settings.listen,

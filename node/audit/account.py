@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from node.audit.message import (
     APPLICATION_START,
     APPLICATION_STOP,
     DESTINATION,
+    DESTINATION_MEDIA,
+    EXPORT,
     INSTANCES_ACCESSED,
     INSTANCES_TRANSFERRED,
     JOB_NUMBER,
@@ -40,11 +41,15 @@ from node.audit.message import (
     Thing,
     counted,
 )
+from node.destinations.answer import Verdict, store_status
 from node.flow import Failure, attempt
-from node.ledger import Event, Followed, Job, Ledger
-from node.ledger.deliveries import COMPLETE_CODE, REFUSED_CODE
+from node.ledger import Event, Followed, Instance, Job, Ledger, Output
+from node.ledger.deliveries import COMPLETE_CODE, PARTIAL_CODE, REFUSED_CODE
+from node.ledger.moves import EXPORTED_CODE
+from node.ledger.purging import PURGED_CODE
 from node.series import read_header
 from node.states import State
+from node.users import user_of
 
 UNKNOWN = "unknown"
 """In place of a patient whose images are gone, or whose header cannot be read."""
@@ -95,6 +100,8 @@ class Account:
             return
         if event.from_state is State.RECEIVING:
             yield self._received(job, event.at)
+        if event.from_state is State.BUILT:
+            yield from self._left(job, event)
         tell = TOLD.get(event.to_state)
         if tell is not None:
             yield from tell(self, job, event)
@@ -115,30 +122,78 @@ class Account:
         yield self._accessed(job, event.at, Action.CREATE, self._outputs(job))
 
     def _removed(self, job: Job, event: Event) -> Iterator[Message]:
-        yield self._accessed(job, event.at, Action.DELETE, self._held(job))
+        """Files were removed: all but those that a later generation of the series holds (A.5.3.6)."""
+        gone = set(self.ledger.purged_files(job.id))
+        if removed := counted(each.sop_class_uid for each in self._files(job) if each.path in gone):
+            yield self._accessed(job, event.at, Action.DELETE, removed)
 
     def _accessed(self, job: Job, at: float, action: Action, instances: Instances) -> Message:
         node = self._node(APPLICATION, is_requestor=True)
         return Message(INSTANCES_ACCESSED, action, at, (node,), self._things(job, instances))
 
+    def _exported(self, job: Job, event: Event) -> Iterator[Message]:
+        """A person took the files out of the node (A.5.3.5)."""
+        user, words = _parts(event)
+        person = Participant(user, SOURCE, is_requestor=True)
+        file = Participant("file", DESTINATION_MEDIA)
+        things = self._things(job, counted(each.sop_class_uid for each in self._files(job)))
+        yield Message(EXPORT, Action.READ, event.at, (person, file), things, words=words)
+
     def _noted(self, job: Job, event: Event) -> Iterator[Message]:
-        """A destination has everything of a job, or will not take it (A.5.3.7).
+        tell = NOTED.get(event.code or "")
+        if tell is not None:
+            yield from tell(self, job, event)
+
+    def _completed(self, job: Job, event: Event) -> Iterator[Message]:
+        destination, _ = _parts(event)
+        yield self._transferred(job, event.at, destination, self._outputs(job))
+
+    def _refused(self, job: Job, event: Event) -> Iterator[Message]:
+        destination, _ = _parts(event)
+        words = f"{destination} refused it"
+        yield self._transferred(job, event.at, destination, self._outputs(job), Outcome.SERIOUS, words)
+
+    def _taken(self, job: Job, event: Event) -> Iterator[Message]:
+        """A destination took what was on its way when the rest was no longer wanted."""
+        destination, _ = _parts(event)
+        yield from self._part(job, event.at, destination)
+
+    def _left(self, job: Job, event: Event) -> Iterator[Message]:
+        """Nothing more is sent: what destinations took that never had everything was not told yet."""
+        told = {_parts(each)[0] for each in self.ledger.events(job.id) if each.code == COMPLETE_CODE}
+        for destination in self.ledger.went_to(job.id):
+            if destination not in told:
+                yield from self._part(job, event.at, destination)
+
+    def _part(self, job: Job, at: float, destination: str) -> Iterator[Message]:
+        taken = {
+            answer.sop_instance_uid
+            for answer in self.ledger.answers(job.id)
+            if answer.destination == destination
+            and answer.status is not None
+            and store_status(answer.status).verdict is Verdict.DELIVERED
+        }
+        outputs = self.ledger.outputs(job.id)
+        if part := counted(each.sop_class_uid for each in outputs if each.sop_instance_uid in taken):
+            words = f"{len(taken)} of {len(outputs)} instances"
+            yield self._transferred(job, at, destination, part, words=words)
+
+    def _transferred(
+        self,
+        job: Job,
+        at: float,
+        destination: str,
+        instances: Instances,
+        outcome: Outcome = Outcome.SUCCESS,
+        words: str = "",
+    ) -> Message:
+        """Instances went to a destination, or it will not take them (A.5.3.7).
 
         "R", since we do not know whether it held the instances before.
         """
-        outcome = DELIVERIES.get(event.code or "")
-        if outcome is None or event.from_state is not State.BUILT:
-            return
-        destination = (event.note or "").partition(": ")[0]
-        yield Message(
-            INSTANCES_TRANSFERRED,
-            Action.READ,
-            event.at,
-            (self._node(SOURCE, is_requestor=True), self._peer(destination)),
-            self._things(job, self._outputs(job)),
-            outcome=outcome,
-            words="" if outcome is Outcome.SUCCESS else f"{destination} refused it",
-        )
+        peers = (self._node(SOURCE, is_requestor=True), self._peer(destination))
+        things = self._things(job, instances)
+        return Message(INSTANCES_TRANSFERRED, Action.READ, at, peers, things, outcome=outcome, words=words)
 
     def _node(self, role: Code, *, is_requestor: bool = False) -> Participant:
         return Participant(
@@ -151,6 +206,10 @@ class Account:
         if isinstance(peer, StoreDestination):
             return Participant(peer.ae_title, DESTINATION, ae_title=peer.ae_title, address=peer.host)
         return Participant(name, DESTINATION)
+
+    def _files(self, job: Job) -> Iterator[Instance | Output]:
+        yield from self.ledger.instances(job.id)
+        yield from self.ledger.outputs(job.id)
 
     def _held(self, job: Job) -> Instances:
         return counted(instance.sop_class_uid for instance in self.ledger.instances(job.id))
@@ -178,12 +237,10 @@ class Account:
         return (UNKNOWN, "") if kept is None else named_in(dcmread(BytesIO(kept)))
 
 
-def user_of(uid: int) -> str:
-    """The user's name, or its number where there is no entry for it, as in containers."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+def _parts(event: Event) -> tuple[str, str]:
+    """Whom a note is about, a destination or a user, and what it says."""
+    name, _, words = (event.note or "").partition(": ")
+    return name, words
 
 
 def named_in(header: Dataset) -> tuple[str, str]:
@@ -200,13 +257,20 @@ TOLD: Mapping[State, Callable[[Account, Job, Event], Iterator[Message]]] = {
 MAKING: Final = frozenset({State.READY, None})
 """Where a job stood before its outputs were made: a rejection note is BUILT from the start."""
 
-DELIVERIES: Mapping[str, Outcome] = {COMPLETE_CODE: Outcome.SUCCESS, REFUSED_CODE: Outcome.SERIOUS}
-"""What a note of the ledger on a delivery means, by its code."""
+NOTED: Mapping[str, Callable[[Account, Job, Event], Iterator[Message]]] = {
+    COMPLETE_CODE: Account._completed,
+    REFUSED_CODE: Account._refused,
+    PARTIAL_CODE: Account._taken,
+    PURGED_CODE: Account._removed,
+    EXPORTED_CODE: Account._exported,
+}
+"""What a note of the ledger that is no move means, by its code."""
 
 ALERT_TYPES: Mapping[AlertKind, Code] = {
     AlertKind.REFUSED: NODE_AUTHENTICATION,
     AlertKind.TLS: NODE_AUTHENTICATION,
     AlertKind.CROWDED: RESTRICTED_FUNCTION,
     AlertKind.TOO_LONG: RESTRICTED_FUNCTION,
+    AlertKind.COMMITMENT: RESTRICTED_FUNCTION,
 }
 """EventTypeCode of an alert (CID 403 of PS3.16)."""

@@ -10,6 +10,7 @@ import typer
 
 from config.load import load_settings
 from config.settings import Settings
+from node.users import user_of
 
 SYSTEM_FILE = Path("/etc/s2node/s2node.toml")
 """Read where no other file is named and this one exists."""
@@ -37,7 +38,7 @@ def as_owner_of(path: Path) -> Path:
     Files that root leaves beside the node's own (SQLite's log among them) would lock the node out.
     """
     if path.exists() and path.stat().st_uid != os.geteuid():
-        owner = path.owner()
+        owner = user_of(path.stat().st_uid)
         raise PermissionError(
             f"{path} belongs to {owner}: run the command as that user, sudo -u {owner} s2node …"
         )

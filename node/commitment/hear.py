@@ -16,6 +16,7 @@ from pynetdicom import evt
 from pynetdicom.dimse_primitives import N_ACTION, N_EVENT_REPORT
 
 from config.settings import Destination, Settings, StoreDestination
+from node.alarm import Alarm, Alert, AlertKind, nobody
 from node.commitment.wire import (
     ALL_HELD,
     PUSH_MODEL_INSTANCE,
@@ -69,7 +70,9 @@ DEFAULT_RESENDS: Final = 3
 class Commitments:
     """Storage commitment as it reaches the ledger; any number of threads may call it at once."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, settings: Settings, ledger: Ledger, clock: Callable[[], float], alarm: Alarm = nobody
+    ) -> None:
         self.required = frozenset(each.name for each in settings.destinations if asks(each))
         """Names of the destinations that are asked to commit."""
         self._resends = {
@@ -82,6 +85,7 @@ class Commitments:
         }
         self._ledger = ledger
         self._clock = clock
+        self._alarm = alarm
         self._room = BoundedSemaphore(MOST_AT_ONCE)
 
     @property
@@ -138,10 +142,12 @@ class Commitments:
 
     def _request(self, event: evt.Event) -> int:
         request = cast(N_ACTION, event.request)
-        calling_ae = event.assoc.requestor.ae_title.strip()
+        calling_ae, address = event.assoc.requestor.ae_title.strip(), event.assoc.requestor.address
         guests = self._requesters.get(calling_ae)
-        if guests is None or not guests.knows_address(event.assoc.requestor.address):
-            log.warning("commitment request refused", reason="AE title or address is not in requesters")
+        if guests is None or not guests.knows_address(address):
+            words = "AE title or address is not in requesters"
+            log.warning("commitment request refused", reason=words)
+            self._alarm(Alert(AlertKind.COMMITMENT, words, address, calling_ae))
             return NOT_AUTHORISED
         if str(request.RequestedSOPInstanceUID) != PUSH_MODEL_INSTANCE:
             return NO_SUCH_INSTANCE

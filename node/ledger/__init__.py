@@ -246,6 +246,11 @@ class Ledger:
         with self._store.writing() as db:
             return moves.retry(db, job_id, now)
 
+    def record_export(self, job_id: int, user: str, now: float, *, with_patient: bool) -> None:
+        """Keep that ``user`` takes the job's files out of the node; raises JobUnknown."""
+        with self._store.writing() as db:
+            moves.exported(db, job_id, user, now, with_patient=with_patient)
+
     # working
 
     def lease(self, owner: str, now: float, lease_s: float) -> Job | None:

@@ -18,6 +18,9 @@ REFUSED_CODE = "DELIVERY-REFUSED"
 COMPLETE_CODE = "COMPLETE"
 """The code of the note that a destination has everything of a job."""
 
+PARTIAL_CODE = "PARTIAL"
+"""The code of the note that a destination took something of a job of which nothing more is to be sent."""
+
 ACCEPTED = "(delivered.status IN (0, 1, 263, 273, 278) OR delivered.status BETWEEN 45056 AND 49151)"
 """Success, warnings (0x0001, 0x0107, 0x0116, 0xBxxx), duplicate (0x0111): the peer has it (PS3.7 Annex C)."""
 
@@ -109,19 +112,15 @@ def record(db: sqlite3.Connection, sop_instance_uid: str, destination: str, stat
         "UPDATE delivery SET started_at = coalesce(started_at, ?) WHERE job_id = ? AND destination = ?",
         (now, output["job_id"], destination),
     )
-    if not pending(db, output["job_id"], destination):
-        state = moves.state_of(db, output["job_id"])
-        moves.note(
-            db,
-            output["job_id"],
-            now,
-            from_state=state,
-            to_state=state,
-            code=COMPLETE_CODE,
-            text=f"{destination}: has everything",
-        )
-    close(db, output["job_id"], now)
-    return moves.state_of(db, output["job_id"]) not in UNWANTED
+    job_id = output["job_id"]
+    state = moves.state_of(db, job_id)
+    has_everything = not pending(db, job_id, destination)
+    if has_everything or state in UNWANTED:
+        code, words = (COMPLETE_CODE, "everything") if has_everything else (PARTIAL_CODE, "a part of it")
+        text = f"{destination}: has {words}"
+        moves.note(db, job_id, now, from_state=state, to_state=state, code=code, text=text)
+    close(db, job_id, now)
+    return moves.state_of(db, job_id) not in UNWANTED
 
 
 def postpone(

@@ -7,6 +7,9 @@ import sqlite3
 from node.ledger.errors import JobUnknown, MoveRefused
 from node.states import MOVES, State
 
+EXPORTED_CODE = "EXPORTED"
+"""The code of the note that a person took a job's files out of the node."""
+
 
 def state_of(db: sqlite3.Connection, job_id: int) -> State:
     """The job's state; raises JobUnknown."""
@@ -122,6 +125,13 @@ def _state_before_parking(db: sqlite3.Connection, job_id: int) -> State:
         (job_id, State.PARKED),
     ).fetchone()
     return State(row["from_state"])
+
+
+def exported(db: sqlite3.Connection, job_id: int, user: str, now: float, *, with_patient: bool) -> None:
+    """A person takes the job's files out of the node; raises JobUnknown."""
+    state = state_of(db, job_id)
+    text = f"{user}: exported it {'with' if with_patient else 'without'} its patient"
+    note(db, job_id, now, from_state=state, to_state=state, code=EXPORTED_CODE, text=text)
 
 
 def note(

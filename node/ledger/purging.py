@@ -12,6 +12,9 @@ from collections.abc import Collection
 from node.ledger import moves
 from node.states import State
 
+PURGED_CODE = "PURGED"
+"""The code of the note that a SUPERSEDED job's files were purged: it has no move to say so."""
+
 
 def purgeable(
     db: sqlite3.Connection, states: Collection[State], before: float, only: int | None = None
@@ -31,7 +34,8 @@ def begin(db: sqlite3.Connection, job_id: int, states: Collection[State], before
         return False
     state = moves.state_of(db, job_id)
     if state is State.SUPERSEDED:
-        moves.note(db, job_id, now, from_state=state, to_state=state, text="its files were purged")
+        words = "its files were purged"
+        moves.note(db, job_id, now, from_state=state, to_state=state, code=PURGED_CODE, text=words)
     else:
         moves.move(db, job_id, State.PURGED, now, reason=f"was {state}")
     db.execute("INSERT INTO purge (job_id, at) VALUES (?, ?)", (job_id, now))

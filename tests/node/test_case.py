@@ -18,8 +18,10 @@ from config.settings import Settings
 from node.case import log_safe, write_case
 from node.deidentify import METHOD
 from node.ledger import JobUnknown, Ledger, ReceivedInstance, SetAside
+from node.ledger.moves import EXPORTED_CODE
 from node.outputs.encoding import to_bytes
 from node.spool import Spool
+from node.users import user_of
 
 PATIENT = ("DOE", "JANE", "ID0017", "19511224", "HOUSE", "ACC9", "20260102")
 SERIES = "1.2.826.0.1.3680043.10.511.3.7"
@@ -96,6 +98,16 @@ def test_a_case_is_its_owners_alone_whatever_the_umask(ledger: Ledger, tmp_path:
     assert stat.S_IMODE((tmp_path / "case.tar").stat().st_mode) == 0o600
 
 
+def test_who_takes_a_case_is_kept_in_the_ledger_and_not_in_the_case(ledger: Ledger, tmp_path: Path) -> None:
+    for number, deidentify in enumerate((False, True)):
+        write_case(ledger, Settings(), 1, tmp_path / f"{number}.tar", deidentify=deidentify, now=5.0)
+    user = user_of(os.getuid())
+    notes = [event.note for event in ledger.events(1) if event.code == EXPORTED_CODE]
+    assert notes == [f"{user}: exported it with its patient", f"{user}: exported it without its patient"]
+    facts = json.loads(contents(tmp_path / "1.tar")["case.json"])
+    assert EXPORTED_CODE not in {event["code"] for event in facts["events"]}
+
+
 def test_a_case_without_its_patient_names_nobody_and_stays_together(ledger: Ledger, tmp_path: Path) -> None:
     target = tmp_path / "case.tar"
     write_case(ledger, Settings(), 1, target, deidentify=True, now=5.0)
@@ -137,6 +149,7 @@ def test_a_case_that_cannot_be_written_leaves_nothing(ledger: Ledger, tmp_path: 
     with pytest.raises(FileNotFoundError):
         write_case(ledger, Settings(), 1, tmp_path / "nowhere" / "case.tar", deidentify=False, now=5.0)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert EXPORTED_CODE not in {event.code for event in ledger.events(1)}
 
 
 def test_settings_are_shown_without_addresses_and_paths(tmp_path: Path) -> None:

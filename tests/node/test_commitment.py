@@ -22,6 +22,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE, build_context, build_role, evt
 
 from config.settings import ListenSettings, Requester, RetrySettings, Settings, StoreDestination
+from node.alarm import Alert, AlertKind
 from node.breaker import Breaker
 from node.commitment.ask import AskLane, listed
 from node.commitment.hear import Commitments, answer_of
@@ -117,6 +118,7 @@ class Site:
     destinations: tuple[StoreDestination, ...] = ()
     requesters: tuple[Requester, ...] = ()
     clock: Clock = field(default_factory=Clock)
+    alerts: list[Alert] = field(default_factory=list)
 
     def __enter__(self) -> Site:
         self.settings = Settings(
@@ -128,7 +130,7 @@ class Site:
         )
         self.spool = Spool(self.folder)
         self.ledger = Ledger(self.folder / "ledger.sqlite3")
-        self.scp = Scp(self.settings, self.ledger, self.spool, self.clock)
+        self.scp = Scp(self.settings, self.ledger, self.spool, self.clock, self.alerts.append)
         self.scp.__enter__()
         return self
 
@@ -772,9 +774,11 @@ def test_what_was_purged_is_not_held_any_more(site, sender):
     assert failures(sender.reports[0][1]) == {"1.2.1.1": 0x0112}
 
 
-def test_whom_the_settings_do_not_name_is_refused(site, sender):
+def test_whom_the_settings_do_not_name_is_refused_and_told_to_the_audit(site, sender):
     here = site(requesters=(sender.requester(),))
     assert sender.ask(here.scp.port, referring("1.2.1.1"), ae="CT2") == 0x0124
+    words = "AE title or address is not in requesters"
+    assert here.alerts == [Alert(AlertKind.COMMITMENT, words, "127.0.0.1", "CT2")]
     here.reports().run()
     assert sender.reports == []
 

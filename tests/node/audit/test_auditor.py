@@ -90,7 +90,11 @@ def kinds(roots: list[Any]) -> list[tuple[str, str, str]]:
 
 
 def journey(
-    ledger: Ledger, path: Path, number: int = 1, destinations: tuple[str, ...] = ("pacs", "disk")
+    ledger: Ledger,
+    path: Path,
+    number: int = 1,
+    destinations: tuple[str, ...] = ("pacs", "disk"),
+    made_path: Path | None = None,
 ) -> int:
     """A job from its first instance to DELIVERED, where both destinations have it."""
     uid = f"2.25.5.{number}"
@@ -100,7 +104,9 @@ def journey(
     ledger.move(job_id, State.READY, 3.0)
     ledger.lease("w", 4.0, 60.0)
     outputs = [
-        Output(job_id, "venous", "ct_series", "2.25.6", f"2.25.6.{number}.{index}", CT, path, "aa")
+        Output(
+            job_id, "venous", "ct_series", "2.25.6", f"2.25.6.{number}.{index}", CT, made_path or path, "aa"
+        )
         for index in range(3)
     ]
     made = SynthesisRecord("venous", "m-1", "dd", 0, "bridge", 4, "cpu")
@@ -243,6 +249,75 @@ def test_a_refusal_for_good_and_the_removal_of_files_are_told_too(
     assert found[-1].findtext("EventIdentification/EventOutcomeDescription") == "pacs refused it"
     patients = [root.findall("ParticipantObjectIdentification")[1] for root in found]
     assert patients[-1].get("ParticipantObjectID") == "unknown"
+
+
+def supersede(ledger: Ledger, path: Path) -> None:
+    """A late slice of the first journey's series."""
+    late = ReceivedInstance("2.25.5.1.9", CT, "1.2", "2.25.5.1", "2.25.4", "CT1", path, "01", 1)
+    assert ledger.record_instance(late, 9.0).superseded_job_id == 1
+
+
+def test_what_was_sent_before_a_job_was_superseded_is_told_and_so_is_what_was_on_its_way(
+    ledger: Ledger, tmp_path: Path, file: Path, auditor: Callable[..., Auditor]
+) -> None:
+    one = auditor(to_file=True)
+    journey(ledger, file, destinations=("disk",))
+    ledger.record_delivery("2.25.6.1.0", "pacs", 0xB000, 7.0)
+    ledger.record_delivery("2.25.6.1.1", "pacs", 0xA700, 7.0)
+    one.write()
+    before = len(written(tmp_path))
+    supersede(ledger, file)
+    one.write()
+    assert not ledger.record_delivery("2.25.6.1.1", "pacs", 0x0000, 10.0)
+    one.write()
+    found = written(tmp_path)[before:]
+    assert kinds(found) == [("DICOM Instances Transferred", "R", "0")] * 2
+    assert [root.findall("ActiveParticipant")[1].get("UserID") for root in found] == ["PACS", "PACS"]
+    assert [root.find(".//SOPClass").get("NumberOfInstances") for root in found] == ["1", "2"]
+    words = [root.findtext("EventIdentification/EventOutcomeDescription") for root in found]
+    assert words == ["1 of 3 instances", "2 of 3 instances"]
+
+
+def test_what_was_sent_before_a_job_was_recalled_is_told(
+    ledger: Ledger, tmp_path: Path, file: Path, auditor: Callable[..., Auditor]
+) -> None:
+    job_id = journey(ledger, file, destinations=())
+    ledger.record_delivery("2.25.6.1.0", "disk", 0, 7.0)
+    one = auditor(to_file=True)
+    reject(ledger, job_id, file, recall=True)
+    assert ledger.job(job_id).state is State.RECALLED
+    one.write()
+    found = [root for root in written(tmp_path) if root.find(".//EventID").get("csd-code") == "110104"]
+    assert [root.findall("ActiveParticipant")[1].get("UserID") for root in found] == ["disk"]
+
+
+def test_the_removal_of_a_superseded_jobs_files_is_told_but_not_of_those_the_next_one_has(
+    ledger: Ledger, tmp_path: Path, file: Path, auditor: Callable[..., Auditor]
+) -> None:
+    journey(ledger, file, made_path=tmp_path / "made")
+    supersede(ledger, tmp_path / "late")
+    one = auditor(to_file=True)
+    assert ledger.begin_purge(1, [State.SUPERSEDED], 10.0, 11.0)
+    one.write()
+    (removed,) = written(tmp_path)
+    assert kinds([removed]) == [("DICOM Instances Accessed", "D", "0")]
+    assert removed.find(".//SOPClass").get("NumberOfInstances") == "3", "the results"
+
+
+@pytest.mark.parametrize("with_patient", [True, False])
+def test_a_case_that_is_exported_is_told_with_who_did_it(
+    ledger: Ledger, tmp_path: Path, file: Path, auditor: Callable[..., Auditor], with_patient: bool
+) -> None:
+    job_id = journey(ledger, file)
+    one = auditor(to_file=True)
+    ledger.record_export(job_id, "alice", 9.0, with_patient=with_patient)
+    one.write()
+    (told,) = written(tmp_path)
+    assert kinds([told]) == [("Export", "R", "0")]
+    assert told.find("ActiveParticipant").get("UserID") == "alice"
+    words = told.findtext("EventIdentification/EventOutcomeDescription")
+    assert words == f"exported it {'with' if with_patient else 'without'} its patient"
+    assert told.find(".//SOPClass").get("NumberOfInstances") == "4"
 
 
 def test_the_file_is_its_owners_alone_rotates_and_keeps_so_many(
