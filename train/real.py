@@ -6,9 +6,10 @@
     pairs/p1/s1/ncct.nii.gz  pairs/p1/s1/arterial.nii.gz  -       p1       train
 
 An entry is a volume file or a folder holding ``ct.nii.gz``, relative to ``pairs.tsv``; a phase that is
-missing is ``-``. Columns of other names are let be. Written by hand, ``split`` may be left out: then the last
-row is held out for validation, and ``patient`` may be left out too: then each row is a patient. The enhanced
-volume is resampled onto the NCCT's grid by the coordinates both have: ``prepare`` registers.
+missing is ``-``. Columns of other names are let be. Written by hand, ``split`` may be left out: then one
+patient is held out for validation, that of the last of the rows with the most phases. ``patient`` may be left
+out too: then each row is a patient. The enhanced volume is resampled onto the NCCT's grid by the coordinates
+both have: ``prepare`` registers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from numpy.typing import NDArray
 from engine.compose import box_mean
 from engine.grid import model_grid, to_model, whole
 from engine.volume import Float32, Geometry, Vec3, Volume
-from train.config import DataConfig
+from train.config import PHASES, DataConfig
 from train.disk import save_array
 from train.split import SIDES, PatientOnTwoSides, Side, check_sides
 
@@ -67,15 +69,16 @@ def folder_pairs(config: DataConfig, cache: Path, side: Side) -> list[Path]:
 
 
 def listed_pairs(config: DataConfig) -> list[Pair]:
-    """Every pair of ``config.phase`` in the list. Raises PairsUnusable, for a patient on two sides too."""
+    """Every pair of ``config.phase`` in the list. Raises PairsUnusable, for a patient on two sides too.
+
+    A patient's side is that of all rows of the list, whichever phase they have: a network may learn both.
+    """
     file = Path(config.folder) / LIST
     lines = _read_list(file, config.phase)
-    sides = [line.get("split") or "train" for line in lines]
-    if lines and "split" not in lines[0]:
-        sides[-1] = "validation"
+    patients = [line.get("patient") or f"line {n}" for n, line in enumerate(lines, 2)]
+    sides = _sides(lines, patients)
     if unknown := sorted(set(sides) - set(SIDES)):
         raise PairsUnusable(f"{file}: split {unknown[0]!r} is none of {', '.join(SIDES)}")
-    patients = [line.get("patient") or f"line {n}" for n, line in enumerate(lines, 2)]
     try:
         check_sides(zip(patients, sides, strict=True))
     except PatientOnTwoSides as error:
@@ -88,6 +91,7 @@ def listed_pairs(config: DataConfig) -> list[Pair]:
             side,
         )  # type: ignore[arg-type]
         for line, who, side in zip(lines, patients, sides, strict=True)
+        if _has(line, "ncct") and _has(line, config.phase)
     ]
 
 
@@ -170,7 +174,7 @@ def _content_digest(file: Path) -> str:
 
 
 def _read_list(file: Path, phase: str) -> list[dict[str, str]]:
-    """The lines that have both volumes."""
+    """All lines, with or without the phase."""
     try:
         with file.open(newline="") as stream:
             rows = list(csv.DictReader(stream, delimiter="\t"))
@@ -180,7 +184,20 @@ def _read_list(file: Path, phase: str) -> list[dict[str, str]]:
         raise PairsUnusable(f"{file}: {error}") from error
     if rows and not {"ncct", phase} <= rows[0].keys():
         raise PairsUnusable(f"{file}: columns {sorted(rows[0])} lack ncct or {phase}")
-    return [row for row in rows if not {ABSENT, "", None} & {row["ncct"], row[phase]}]
+    return rows
+
+
+def _sides(lines: Sequence[dict[str, str]], patients: Sequence[str]) -> list[str]:
+    """As the list says; without a column, everybody learns but the last patient with the most phases."""
+    if not lines or "split" in lines[0]:
+        return [line.get("split") or "train" for line in lines]
+    phases = [sum(_has(line, phase) for phase in PHASES) for line in lines]
+    held_out = max(zip(phases, range(len(lines)), patients, strict=True))[2]
+    return ["validation" if who == held_out else "train" for who in patients]
+
+
+def _has(line: dict[str, str], column: str) -> bool:
+    return line.get(column) not in {ABSENT, "", None}
 
 
 def _volume_file(entry: Path) -> Path:

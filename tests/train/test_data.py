@@ -21,7 +21,7 @@ from train.data import (
     training_pairs,
     validation_pairs,
 )
-from train.real import PairsUnusable, folder_pairs, onto, read_volume
+from train.real import PairsUnusable, folder_pairs, listed_pairs, onto, read_volume
 
 SMALL = DataConfig(
     crop=(8, 16, 16),
@@ -212,6 +212,24 @@ def test_a_patient_on_two_sides_of_the_list_is_refused(converted: Path, tmp_path
         folder_pairs(real(listed(converted, *rows)), tmp_path / "cache", "train")
     with pytest.raises(PairsUnusable, match="split 'holdout' is none of train"):
         folder_pairs(real(listed(converted, "case-0000\tcase-0001\ta\tholdout")), tmp_path / "cache", "train")
+
+
+@pytest.mark.parametrize("phase", ["arterial", "venous", "both"])
+def test_a_patient_with_another_phase_on_another_side_is_refused(converted: Path, phase: str) -> None:
+    rows = ["ncct\tarterial\tvenous\tpatient\tsplit", "case-0000\tcase-0001\t-\tanna\ttrain"]
+    rows.append("case-0002\t-\tcase-0003\tanna\ttest")
+    (converted / "pairs.tsv").write_text("\n".join(rows) + "\n")
+    with pytest.raises(PairsUnusable, match="patient anna is on two sides, train and test"):
+        data_digest(real(converted, phase=phase))
+
+
+def test_without_a_split_one_patient_is_held_out_of_every_phase(converted: Path) -> None:
+    rows = ["ncct\tarterial\tvenous\tpatient", "case-0002\tcase-0003\tcase-0003\tbert"]
+    rows += ["case-0000\tcase-0001\t-\tanna", "case-0004\t-\tcase-0005\tanna"]
+    (converted / "pairs.tsv").write_text("\n".join(rows) + "\n")
+    both = real(converted, phase="both").each_phase()
+    sides = [{(pair.patient, pair.side) for pair in listed_pairs(config)} for config in both]
+    assert sides == [{("anna", "train"), ("bert", "validation")}] * 2
 
 
 def test_the_digests_follow_the_voxels_and_the_sides(converted: Path) -> None:
