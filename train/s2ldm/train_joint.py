@@ -25,6 +25,7 @@ from train import checkpoint as ckpt
 from train.config import TrainConfig
 from train.data import Pairs
 from train.loop import Parts, Plan, count_parameters, descend, set_rate, train
+from train.recompute import recompute
 from train.s2ldm import losses
 from train.s2ldm.autoencoder import SyncreticAutoencoder
 from train.s2ldm.denoiser import Denoiser, split_phase
@@ -54,6 +55,9 @@ def assemble(
     ema = AveragedModel(translator, multi_avg_fn=get_ema_multi_avg_fn(this.loop.ema))
     moving = [p for p in translator.parameters() if p.requires_grad]
     optimiser = AdamW(moving, lr=o.lr, betas=o.betas, weight_decay=o.weight_decay)
+    if this.loop.recompute:
+        unet = translator.denoiser.unet
+        recompute([*unet.down_blocks, *unet.up_blocks, *translator.autoencoder.decoder.blocks])
     network, optimiser = fabric.setup(translator, optimiser)
     return JointTraining(config, fabric, network, fabric.to_device(ema), optimiser, scale, origin)
 
