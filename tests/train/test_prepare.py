@@ -253,6 +253,10 @@ def test_one_scan_under_two_patients_is_refused(tmp_path: Path) -> None:
     assert [pair["patient"] for pair in outcome.pairs] == ["anna"]
     assert {(row.patient, row.code) for row in outcome.refused} == {("bert", "DUPLICATE")}
     assert outcome.advice is not None
+    text = (tmp_path / "out" / "qc.html").read_text()
+    assert text.count(">accepted<") == 1
+    assert text.count("refused: DUPLICATE") == 1
+    assert "1 pairs to train on, 1 refused" in text
 
 
 def test_cases_that_cannot_be_paired_are_named_with_a_code(tmp_path: Path) -> None:

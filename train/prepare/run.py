@@ -20,7 +20,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +105,9 @@ def prepare(
         else:
             refused += outcome
     progress("", 1.0)
-    kept, repeated = _without_duplicates(done)
+    done, repeated = _judged_duplicates(done)
     refused += repeated
-    pairs = [_line(study, config) for study in kept if study.accepted]
+    pairs = [_line(study, config) for study in done if study.accepted]
     out.mkdir(parents=True, exist_ok=True)
     _write_tsv(out / REFUSED, [f.name for f in fields(Refused)], [astuple(row) for row in refused])
     write_page(out / PAGE, [(study.folder, study.study, study.phases) for study in done], refused)
@@ -307,19 +307,20 @@ def _prepared(content: dict[str, Any]) -> Prepared:
     )
 
 
-def _without_duplicates(done: Iterable[PreparedStudy]) -> tuple[list[PreparedStudy], list[Refused]]:
-    """Studies less those whose NCCT another patient has too: one of the two names is wrong."""
+def _judged_duplicates(done: Iterable[PreparedStudy]) -> tuple[list[PreparedStudy], list[Refused]]:
+    """All studies; those whose NCCT another patient has too are refused: one of the two names is wrong."""
     owners: dict[str, str] = {}
-    kept: list[PreparedStudy] = []
+    judged: list[PreparedStudy] = []
     refused: list[Refused] = []
     for one in done:
         owner = owners.setdefault(one.voxels, one.study.patient)
         if owner == one.study.patient:
-            kept.append(one)
+            judged.append(one)
             continue
         why = Refusal("DUPLICATE", f"{CODES['DUPLICATE']}, {owner}")
         refused += [Refused.of(row, why) for row in (one.study.ncct, *one.study.phases)]
-    return kept, refused
+        judged.append(replace(one, phases=tuple(replace(p, refusal=p.refusal or why) for p in one.phases)))
+    return judged, refused
 
 
 def _line(done: PreparedStudy, config: PrepareConfig) -> dict[str, str]:
