@@ -278,11 +278,26 @@ def descend(fabric: Fabric, network: nn.Module, optimiser: Optimizer, clip: floa
 
     fp16's scaler skips by itself, and has to be asked for a step to come down from what overflowed.
     """
-    norm = fabric.clip_gradients(network, optimiser, max_norm=clip, error_if_nonfinite=False)
-    finite = norm is None or bool(torch.isfinite(norm))
-    if finite or fabric.strategy.precision.state_dict():
-        optimiser.step()
-    return torch.tensor(0.0 if finite else 1.0, device=fabric.device)
+    return descend_together(fabric, [(network, optimiser)], clip)
+
+
+def descend_together(fabric: Fabric, movers: Sequence[tuple[nn.Module, Optimizer]], clip: float) -> Tensor:
+    """``descend`` of several networks down one loss; returns how many steps were skipped.
+
+    fp16's scaler is updated once, after all: Fabric does it after each, and would unscale the next network's
+    gradients by another number than their loss was scaled by.
+    """
+    norms = [fabric.clip_gradients(n, o, max_norm=clip, error_if_nonfinite=False) for n, o in movers]
+    finite = [norm is None or bool(torch.isfinite(norm)) for norm in norms]
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    for (_, optimiser), good in zip(movers, finite, strict=True):
+        if scaler is not None:
+            scaler.step(optimiser.optimizer)
+        elif good:
+            optimiser.step()
+    if scaler is not None:
+        scaler.update()
+    return torch.tensor(float(finite.count(False)), device=fabric.device)
 
 
 @contextmanager

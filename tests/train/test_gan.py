@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
 from monai.networks.blocks import Convolution
 from torch import nn
 
@@ -18,7 +20,7 @@ from train.gan.adversary import (
 )
 from train.gan.config import AdamConfig
 from train.gan.generators import ResNetGenerator, UNetGenerator, halvings
-from train.gan.player import rate
+from train.gan.player import enlist, improve, rate
 from train.gan.registration import Registration, centre_crop, quiet_warp, smoothness
 
 SIZES = {2: (16, 32), 3: (8, 16, 16)}
@@ -180,6 +182,21 @@ def test_the_centre_crop_is_the_centre_of_every_slice() -> None:
     x = torch.arange(64.0).reshape(1, 1, 8, 8)
     assert torch.equal(centre_crop(x, 0.5), x[..., 2:6, 2:6])
     assert centre_crop(torch.zeros(1, 1, 3, 8, 8), 0.25).shape == (1, 1, 3, 2, 2)
+
+
+@pytest.mark.parametrize("overflow", [False, True], ids=["growth", "back-off"])
+def test_the_players_of_one_loss_are_unscaled_by_one_scale_in_fp16(overflow: bool) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=1)
+    fabric = Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler))
+    torch.manual_seed(0)
+    players = [enlist(fabric, nn.Linear(1, 1, bias=False), AdamConfig()) for _ in range(2)]
+    before = players[0].bare.weight.detach().clone()
+    first, second = (player.network(torch.ones(1, 1)).float().sum() for player in players)
+    loss = 3 * second + first * (float("inf") if overflow else 2.0)
+    assert float(improve(fabric, players, loss, AdamConfig(), 0.0)) == float(overflow)
+    assert float(players[1].bare.weight.grad) == 3.0
+    assert torch.equal(players[0].bare.weight, before) == overflow
+    assert scaler.get_scale() == 2.0 ** (7 if overflow else 9)
 
 
 def test_the_rate_is_held_and_then_falls_in_a_line_to_nothing() -> None:

@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from train.gan.config import AdamConfig
-from train.loop import descend
+from train.loop import descend_together
 
 
 @dataclass(slots=True)
@@ -59,8 +58,7 @@ def improve(
             group["lr"] = rate(config, progress)
         player.optimiser.zero_grad(set_to_none=True)
     fabric.backward(loss)
-    skipped = [descend(fabric, p.network, p.optimiser, config.clip) for p in players]
-    return torch.stack(skipped).sum()
+    return descend_together(fabric, [(p.network, p.optimiser) for p in players], config.clip)
 
 
 def rate(config: AdamConfig, progress: float) -> float:
