@@ -8,7 +8,8 @@ A case is a folder ``case-0001`` … with ``ct.nii.gz`` (HU, the grid as the NIf
     case-0002  p3f9c1a0b77de  s910ce44b2d03  arterial  description
 
 ``phase`` is ncct, arterial, venous, or ``-`` where nothing tells; people may correct it. A case may have more
-than one line: one NCCT that several studies share.
+than one line: one NCCT that several studies share. A column ``labels`` may be added by hand: a file of organ
+labels on the NCCT's own grid, its path relative to ``cases.tsv``.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class CaseRow:
     study: str
     phase: str
     told_by: str = UNKNOWN
+    labels: str = UNKNOWN
 
     def __post_init__(self) -> None:
         for field in ("case", "patient", "study"):
@@ -56,6 +58,8 @@ class CaseRow:
 
 
 COLUMNS = tuple(field.name for field in fields(CaseRow))
+WRITTEN = COLUMNS[:5]
+"""What ``list_case`` writes; the last column is people's."""
 
 
 def read_cases(folder: Path) -> list[CaseRow]:
@@ -98,9 +102,9 @@ def add_case(folder: Path, volume: Volume) -> Path:
 def list_case(folder: Path, row: CaseRow) -> None:
     """Add a line to ``folder/cases.tsv``; the first call writes the heading too."""
     file = folder / LIST
-    heading = "" if file.exists() else "\t".join(COLUMNS) + "\n"
+    heading = "" if file.exists() else "\t".join(WRITTEN) + "\n"
     with file.open("a", encoding="utf-8", newline="") as stream:
-        stream.write(heading + "\t".join(astuple(row)) + "\n")
+        stream.write(heading + "\t".join(astuple(row)[: len(WRITTEN)]) + "\n")
 
 
 def write_volume(folder: Path, volume: Volume) -> None:

@@ -24,7 +24,7 @@ from engine.phantom.phantom import Phantom
 from engine.volume import Float32, Volume
 from train.config import DataConfig, Phase
 from train.metrics import Mask
-from train.real import Pair, PairsUnusable, listed_pairs, onto, read_volume
+from train.real import Pair, PairsUnusable, listed_pairs, onto, read_volume, same_place
 from train.split import Side
 
 LABEL_FILE = "labels.nii.gz"
@@ -140,6 +140,8 @@ def _labels(file: Path, source: Volume) -> NDArray[np.uint8] | None:
     if not file.is_file():
         return None
     found = read_volume(file)
-    if found.geometry.shape != source.geometry.shape:
-        raise PairsUnusable(f"{file}: {found.geometry.shape} voxels, its NCCT has {source.geometry.shape}")
+    if not same_place(found.geometry, source.geometry):
+        raise PairsUnusable(
+            f"{file}: {found.geometry.shape} voxels, or another place, than its NCCT, {source.geometry.shape}"
+        )
     return found.hu.astype(np.uint8)

@@ -25,7 +25,7 @@ from engine.phantom.body import TYPICAL_FAT_MM, WALL_HALF_DEPTH_MM, WALL_HALF_WI
 from engine.phantom.enhancement import PHASES, TISSUES, Enhancement, draw_enhancement
 from engine.phantom.labels import LABELS
 from engine.volume import Float32, Geometry, Volume
-from train.real import PairsUnusable, read_upright, to_image
+from train.real import PairsUnusable, read_upright, same_place, to_image
 
 Labels = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -58,7 +58,6 @@ STILL = {"lesion", "table", "air"}
 FAT_HU, CALCIFIED_HU = (-30.0, 0.0), (110.0, 160.0)
 """From where to where fat fades in and calcification fades out."""
 SOFTNESS_VOXELS = 0.5
-SAME_PLACE_MM = 0.1
 
 
 class LabelsUnusable(PairsUnusable):
@@ -107,12 +106,7 @@ def relative_size(ncct: Volume) -> float:
 def read_labels(file: Path, grid: Geometry) -> Labels:
     """Label numbers on the (upright) scan's grid. Raises LabelsUnusable for another grid."""
     volume = read_upright(file)
-    corners = ((0.0, 0.0, 0.0), tuple(float(n - 1) for n in grid.shape))
-    apart = [
-        np.linalg.norm(np.subtract(volume.geometry.position_of(c), grid.position_of(c)))  # type: ignore[arg-type]
-        for c in corners
-    ]
-    if volume.geometry.shape != grid.shape or max(apart) > SAME_PLACE_MM:
+    if not same_place(volume.geometry, grid):
         raise LabelsUnusable(
             f"{file}: {volume.geometry.shape} voxels, or another place, than the scan's {grid.shape}; "
             "labels have to lie on the scan's own grid"

@@ -37,6 +37,7 @@ ABSENT = "-"
 OUTSIDE_HU = -1024.0
 ENHANCED_HU = 40.0
 CENTRES = 512
+SAME_PLACE_MM = 0.1
 
 
 class PairsUnusable(Exception):
@@ -126,6 +127,16 @@ def read_upright(file: Path) -> Volume:
         return to_volume(image)
     except (RuntimeError, ValueError) as error:
         raise PairsUnusable(f"{file}: {error}") from error
+
+
+def same_place(one: Geometry, other: Geometry) -> bool:
+    """Whether two grids have the same voxels at the same places, give or take ``SAME_PLACE_MM``."""
+    corners = ((0.0, 0.0, 0.0), tuple(float(n - 1) for n in other.shape))
+    apart = [
+        np.linalg.norm(np.subtract(one.position_of(c), other.position_of(c)))  # type: ignore[arg-type]
+        for c in corners
+    ]
+    return one.shape == other.shape and max(apart) <= SAME_PLACE_MM
 
 
 def onto(moving: Volume, fixed: Geometry) -> Float32:

@@ -13,12 +13,13 @@ import SimpleITK as sitk
 import typer
 from typer.testing import CliRunner
 
-from engine.cases import CaseRow, add_case, list_case
-from engine.phantom import Phantom, PhantomOptions, draw_patient, make_phantom
+from engine.cases import CaseRow, add_case, list_case, write_nifti
+from engine.phantom import LABELS, Phantom, PhantomOptions, draw_patient, make_phantom
 from engine.phantom.anatomy import stream
 from engine.phantom.breathing import Breath, draw_breath
 from engine.phantom.shapes import Points
 from engine.volume import Geometry, Volume
+from train.cases import folder_cases
 from train.config import DataConfig, TrainConfigInvalid
 from train.prepare.checks import REASONS, Measures, agreement, jacobian_determinant, judge, measure
 from train.prepare.commands import paint, phantoms
@@ -257,6 +258,47 @@ def test_one_scan_under_two_patients_is_refused(tmp_path: Path) -> None:
     assert text.count(">accepted<") == 1
     assert text.count("refused: DUPLICATE") == 1
     assert "1 pairs to train on, 1 refused" in text
+
+
+def test_files_that_people_put_into_a_studys_folder_outlive_its_making_again(tmp_path: Path) -> None:
+    put(tmp_path / "cases", "anna", "s", **patient(0))
+    prepare(tmp_path / "cases", tmp_path / "out", UNMOVED)
+    folder = tmp_path / "out" / "pairs" / "anna" / "s"
+    (folder / "labels.nii.gz").write_bytes(b"mine")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.txt").write_text("mine")
+    before = (folder / "prepared.json").read_bytes()
+    prepare(tmp_path / "cases", tmp_path / "out", UNMOVED.model_copy(update={"min_slices": 7}))
+    assert (folder / "prepared.json").read_bytes() != before
+    assert (folder / "labels.nii.gz").read_bytes() == b"mine"
+    assert (folder / "notes" / "a.txt").read_text() == "mine"
+
+
+def test_labels_that_the_list_names_go_along_to_the_pairs_grid(tmp_path: Path) -> None:
+    cases, out = tmp_path / "cases", tmp_path / "out"
+    put(cases, "anna", "s", **patient(0))
+    liver, grid = LABELS["liver"], phantom(2, STILL).geometry
+    numbers = phantom(2, STILL).labels
+    write_nifti(cases / "organs.nii.gz", Volume(numbers.astype(np.float32), grid))
+    heading, *lines = (cases / "cases.tsv").read_text().splitlines()
+    named = [f"{heading}\tlabels", *(f"{x}\t{'organs.nii.gz' if 'ncct' in x else '-'}" for x in lines)]
+    (cases / "cases.tsv").write_text("\n".join(named) + "\n")
+    finer = UNMOVED.model_copy(update={"spacing_mm": (4.0, 6.0, 6.0)})
+    prepare(cases, out, finer)
+    (out / "labels.json").write_text(f'{{"liver": {liver}}}')
+    side = rows(out / "pairs.tsv")[0]["split"]
+    (case,) = folder_cases(out, side)  # type: ignore[arg-type]
+    found = case.region("liver")
+    assert found is not None
+    assert found.sum() == pytest.approx(2 * (numbers == liver).sum(), rel=0.1)
+    assert np.abs(case.source.hu[found].mean() - volume(2, "ncct", STILL).hu[numbers == liver].mean()) < 5
+    moved = Volume(numbers.astype(np.float32), replace(grid, origin_mm=(9.0, 0.0, 0.0)))
+    write_nifti(cases / "organs.nii.gz", moved)
+    with pytest.raises(PairsUnusable, match=r"organs\.nii\.gz.*labels have to lie on the scan's own grid"):
+        prepare(cases, out, finer)
+    (cases / "cases.tsv").write_text("\n".join([heading, *lines]) + "\n")
+    prepare(cases, out, finer)
+    assert not (out / "pairs" / "anna" / "s" / "labels.nii.gz").exists()
 
 
 def test_cases_that_cannot_be_paired_are_named_with_a_code(tmp_path: Path) -> None:

@@ -57,6 +57,11 @@ def volume_file(folder: Path, row: CaseRow) -> Path:
     return folder / row.case / VOLUME
 
 
+def label_file(folder: Path, row: CaseRow) -> Path | None:
+    """The file of organ labels that the list names for a case."""
+    return None if row.labels == UNKNOWN else folder / row.labels
+
+
 def studies_of(
     folder: Path, rows: Iterable[CaseRow], spacing_mm: tuple[float, float, float]
 ) -> tuple[list[Study], list[Refused]]:

@@ -45,6 +45,7 @@ def prepare(
 
     Writes OUT/pairs.tsv, OUT/refused.tsv (who, which case, why) and OUT/qc.html (pictures of every pair: look
     at them). Cases may be added and the command repeated: nobody changes sides, nothing is made again.
+    A column labels in cases.tsv may name organ labels of an NCCT (NIfTI, on its own grid): they go along.
     Exit 0 if there is a pair to train on, 3 if none.
     """
     from train.prepare.config import load_prepare_config  # noqa: PLC0415

@@ -6,10 +6,12 @@
     OUT/refused.tsv                        every case that is in no pair, and why
     OUT/qc.html                            every registered pair with pictures, figures and verdict
     OUT/pairs/PATIENT/STUDY/ncct.nii.gz    HU on the wanted spacing, and the phases registered to it
+    OUT/pairs/PATIENT/STUDY/labels.nii.gz  organ labels on the same grid, where cases.tsv names them
     OUT/pairs/PATIENT/STUDY/prepared.json  what was measured, and from what
 
 A study whose ``prepared.json`` says that it was made from the same files with the same settings is not made
-again, so cases may be added and the command repeated.
+again, so cases may be added and the command repeated. Files that others put into a study's folder stay there
+when it is made again.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 - its usual name
 
 from engine.body import find_body
-from engine.cases import CaseRow, read_cases, write_nifti
+from engine.cases import PHASES, CaseRow, read_cases, write_nifti
 from engine.errors import VolumeUnsupported
 from engine.grid import antialias_sigma_mm, model_grid, to_model
 from engine.volume import Float32, Geometry, Volume
+from train.cases import LABEL_FILE
+from train.painting import Labels, read_labels
 from train.prepare.checks import Measures, Refusal, judge, measure
-from train.prepare.cohort import CODES, Refused, Study, studies_of, volume_file
+from train.prepare.cohort import CODES, Refused, Study, label_file, studies_of, volume_file
 from train.prepare.config import PrepareConfig
 from train.prepare.page import write_page
 from train.prepare.pictures import draw_pair
@@ -45,6 +49,9 @@ VERSION = 1
 """Raise it when the same files and settings give other volumes or figures."""
 REFUSED = "refused.tsv"
 PAGE = "qc.html"
+PREPARED = "prepared.json"
+OURS = {PREPARED, *(f"{name}.nii.gz" for name in PHASES), *(f"{name}.png" for name in PHASES)}
+"""What a study's folder may hold of ours; ``prepared.json`` names labels where they are ours too."""
 COLUMNS = ("ncct", "arterial", "venous", "patient", "study", "split")
 COVERED = 0.98
 """Share of a slice's body that the phase has to show for the slice to be kept."""
@@ -162,6 +169,7 @@ def _prepare_study(
     try:
         made = _write_study(staging, cases, study, source, ncct, config)
         _write_prepared(staging, digest, made, _voxels(source.hu))
+        _keep_what_is_not_ours(folder, staging)
         staging.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)
         staging.rename(folder)
@@ -190,6 +198,9 @@ def _write_study(
         write_nifti(staging / "ncct.nii.gz", _cut(source, source.hu, first, end))
         for one in kept:
             write_nifti(staging / f"{one.phase}.nii.gz", _cut(source, volumes[one.phase], first, end))
+        if (file := label_file(cases, study.ncct)) is not None:
+            labels = _nearest(read_labels(file, ncct.geometry), ncct.geometry, source.geometry)
+            write_nifti(staging / LABEL_FILE, _cut(source, labels, first, end))
     return made
 
 
@@ -235,6 +246,17 @@ def onto_grid(phase: Volume, alignment: Alignment, grid: Geometry) -> tuple[Floa
     return moved(smooth, alignment.whole, grid), covered(phase.geometry, alignment.whole, grid)
 
 
+def _nearest(labels: Labels, grid: Geometry, wanted: Geometry) -> Float32:
+    """Label numbers of ``grid`` at the voxels of ``wanted``; outside there are none."""
+    image, frame = (to_image(Volume(x, g)) for x, g in (
+        (labels.astype(np.float32), grid), (np.zeros(wanted.shape, np.float32), wanted),
+    ))  # fmt: skip
+    there: Float32 = sitk.GetArrayFromImage(
+        sitk.Resample(image, frame, sitk.Transform(), sitk.sitkNearestNeighbor, 0.0)
+    )
+    return there
+
+
 def _shared_slices(source: Volume, shown: Mask) -> tuple[int, int]:
     """The longest run of slices whose body the phase shows."""
     body = source.hu > -300  # the table counts as well: it is small, and seen by both or by none
@@ -261,11 +283,14 @@ def _cut(source: Volume, hu: Float32, first: int, end: int) -> Volume:
 
 def _digest(cases: Path, study: Study, config: PrepareConfig) -> str:
     """Of the files' bytes and of the settings that change volumes or verdicts."""
+    files = {row.phase: volume_file(cases, row) for row in (study.ncct, *study.phases)}
+    if (labels := label_file(cases, study.ncct)) is not None:
+        files["labels"] = labels
     sums = []
-    for row in (study.ncct, *study.phases):
+    for name, file in files.items():
         try:
-            with volume_file(cases, row).open("rb") as stream:
-                sums.append((row.phase, hashlib.file_digest(stream, "sha256").hexdigest()))
+            with file.open("rb") as stream:
+                sums.append((name, hashlib.file_digest(stream, "sha256").hexdigest()))
         except OSError as error:
             raise PairsUnusable(f"{error.filename}: {error.strerror}") from error
     settings = config.model_dump(mode="json", exclude={"validation", "test"})
@@ -277,14 +302,35 @@ def _voxels(hu: Float32) -> str:
 
 
 def _write_prepared(staging: Path, digest: str, made: Sequence[Prepared], voxels: str) -> None:
-    content = {"digest": digest, "voxels": voxels, "phases": [asdict(one) for one in made]}
-    (staging / "prepared.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    content = {
+        "digest": digest,
+        "voxels": voxels,
+        "phases": [asdict(one) for one in made],
+        "files": sorted(file.name for file in staging.iterdir()),
+    }
+    (staging / PREPARED).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _keep_what_is_not_ours(folder: Path, staging: Path) -> None:
+    """Copy what people put into the folder that ``staging`` will replace, labels of their own for example."""
+    try:
+        ours = {*OURS, *json.loads((folder / PREPARED).read_text(encoding="utf-8")).get("files", ())}
+    except (OSError, ValueError):
+        ours = OURS
+    for found in folder.iterdir() if folder.is_dir() else ():
+        place = staging / found.name
+        if found.name in ours or place.exists():
+            continue
+        if found.is_dir():
+            shutil.copytree(found, place)
+        else:
+            shutil.copy2(found, place)
 
 
 def _read_prepared(folder: Path, study: Study, digest: str) -> PreparedStudy | None:
     """What an earlier run left, if it was made from the same."""
     try:
-        content = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / PREPARED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if content.get("digest") != digest:
