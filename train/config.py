@@ -343,6 +343,8 @@ class RecordConfig(Frozen):
 
     picture_minutes: Weight = 10.0
     """Sample pictures at most this often, with a checkpoint, and at the end; 0 draws none."""
+    picture_steps: int = Field(default=0, ge=0)
+    """A sample picture every so many steps besides, without a checkpoint; 0 draws none."""
     pictures: PositiveInt = 2
     """Held-out crops a picture shows; no more than ``loop.validation_crops``."""
     mlflow: str = ""

@@ -197,15 +197,17 @@ def _places() -> dict[str, Any]:
 
 def steps(run: Run, stop: StopRequest) -> None:
     """Steps until the budget is spent; a checkpoint every few minutes, at the end and on request."""
-    save_due = Every(run.plan.loop.checkpoint_minutes)
-    picture_due = Every(run.plan.config.record.picture_minutes)
+    record = run.plan.config.record
+    save_due, picture_due = Every(run.plan.loop.checkpoint_minutes), Every(record.picture_minutes)
     while not ranks.any_of(run.budget.spent or bool(stop), run.fabric.device):
         values = one_step(run)
         if run.budget.step % run.plan.loop.log_steps == 0:
             run.monitor.record(shared(run, values))
+        if record.picture_steps and run.budget.step % record.picture_steps == 0:
+            draw_now(run)
         if save_due():
             keep(run, with_picture=picture_due())
-    keep(run, with_picture=run.plan.config.record.picture_minutes > 0)
+    keep(run, with_picture=record.picture_minutes > 0 or record.picture_steps > 0)
 
 
 def one_step(run: Run) -> dict[str, Tensor]:
@@ -229,22 +231,35 @@ def keep(run: Run, with_picture: bool) -> None:
     """Measure the held-out crops and write the checkpoint of this moment; rank 0's business alone."""
     if not run.fabric.is_global_zero:
         return
-    samples = held_out_samples(run)
+    samples = held_out_samples(run, run.plan.loop.validation_crops)
     run.monitor.record(validate(samples))
     save(run)
     if with_picture:
-        record, step = run.plan.config.record, run.budget.step
-        file = run.out / "pictures" / f"step-{step:07d}.png"
-        shown = samples[: record.pictures]
-        draw_samples(file, shown, run.plan.config.data.window_hu, f"{run.plan.title}, step {step}")
-        run.monitor.picture(file)
+        draw(run, samples)
+
+
+def draw_now(run: Run) -> None:
+    """A sample picture of this moment, and nothing else; rank 0's business alone."""
+    if run.fabric.is_global_zero:
+        draw(run, held_out_samples(run, min(run.plan.config.record.pictures, run.plan.loop.validation_crops)))
+
+
+def draw(run: Run, samples: Sequence[Sample]) -> None:
+    """The step's sample picture; one that is there already is of the same step."""
+    config, step = run.plan.config, run.budget.step
+    file = run.out / "pictures" / f"step-{step:07d}.png"
+    if file.exists():
+        return
+    shown = samples[: config.record.pictures]
+    draw_samples(file, shown, config.data.window_hu, f"{run.plan.title}, step {step}")
+    run.monitor.picture(file)
 
 
 @torch.no_grad()
-def held_out_samples(run: Run) -> list[Sample]:
+def held_out_samples(run: Run, count: int) -> list[Sample]:
     """Fixed crops of cases never learnt from, and what the method makes of them."""
     samples = []
-    for i in range(run.plan.loop.validation_crops):
+    for i in range(count):
         x_n, x_c, *phase = (run.fabric.to_device(x) for x in run.held_out.batch(1, i, 1))
         shown = run.method.show(x_n, x_c, i, *phase)
         samples.append(Sample(x_n.cpu(), x_c.cpu(), {name: x.cpu() for name, x in shown.items()}))

@@ -114,6 +114,21 @@ def test_a_run_leaves_pictures_where_they_are_asked_for(trained: Any, tmp_path: 
     assert [f.name for f in (tmp_path / "one" / "pictures").iterdir()] == ["step-0000002.png"]
 
 
+def test_pictures_by_steps_change_no_number_and_no_digest(trained: Any, tmp_path: Path) -> None:
+    plain = changed(trained.config, 4)
+    values = plain.model_dump() | {"record": {"picture_minutes": 0, "picture_steps": 2}}
+    config = TrainConfig.model_validate(values)
+    assert config.digest("autoencoder") == plain.digest("autoencoder")
+    found = [
+        ckpt.load(one.train_autoencoder(each, tmp_path / name, trained.cache)).states
+        for name, each in (("shown", config), ("plain", plain))
+    ]
+    assert same(*found)
+    shown = sorted(file.name for file in (tmp_path / "shown" / "pictures").iterdir())
+    assert shown == ["step-0000002.png", "step-0000004.png"]
+    assert not (tmp_path / "plain" / "pictures").exists()
+
+
 def scaled(network: torch.nn.Module) -> tuple[Fabric, Any, Any]:
     """fp16 with its gradient scaler, which Fabric by itself offers on GPUs alone."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
