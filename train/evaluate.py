@@ -36,6 +36,7 @@ from train.statistics import (
     limits_of_agreement,
     mean,
     paired_p,
+    sd,
     slope,
     variance_ratio,
 )
@@ -189,7 +190,7 @@ def summary(rows: PhaseRows) -> dict[str, Any]:
     result = {
         "identity": _means(identity),
         "model": _means(model),
-        "model_sd": {k: float(np.std([r[k] for r in model])) for k in ("psnr", "ssim", "nmse")},
+        "model_sd": {k: sd([r[k] for r in model]) for k in ("psnr", "ssim", "nmse")},
         "organs": {name: _organ(rows, name) for name in _names(rows.model, "organs")},
         "controls": {name: _control(rows.model, name) for name in _names(rows.model, "controls")},
         "seconds": float(np.mean(rows.seconds or [0.0])),

@@ -37,8 +37,13 @@ def summarise(values: ArrayLike, seed: int = 0) -> Summary:
     if not data.size:
         raise ValueError("no values to summarise: every patient lacks this measure")
     low, high = bootstrap(data, mean, seed)
-    sd = float(data.std(ddof=1)) if data.size > 1 else 0.0
-    return {"mean": float(data.mean()), "sd": sd, "low": low, "high": high, "n": data.size}
+    return {"mean": float(data.mean()), "sd": sd(data), "low": low, "high": high, "n": data.size}
+
+
+def sd(values: ArrayLike) -> float:
+    """Standard deviation (n − 1) of one value a patient; one patient has none."""
+    data = np.asarray(values, np.float64)
+    return float(data.std(ddof=1)) if data.size > 1 else 0.0
 
 
 def bootstrap(rows: ArrayLike, statistic: Statistic, seed: int = 0) -> tuple[float, float]:
@@ -79,7 +84,7 @@ def variance_ratio(wanted: Float64, got: Float64, axis: int = -1) -> Any:
 def limits_of_agreement(differences: ArrayLike) -> tuple[float, float]:
     """Bias ± 1.96 SD of the differences, one a patient (Bland and Altman 1986)."""
     data = np.asarray(differences, np.float64)
-    spread = AGREEMENT * float(data.std(ddof=1)) if data.size > 1 else 0.0
+    spread = AGREEMENT * sd(data)
     return float(data.mean()) - spread, float(data.mean()) + spread
 
 

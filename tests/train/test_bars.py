@@ -6,6 +6,7 @@ import copy
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -90,6 +91,13 @@ def test_contrast_is_what_an_organ_gained_beyond_muscle() -> None:
 def test_without_an_oracle_there_are_no_bars() -> None:
     assert release_bars("venous", measured("venous").model, []) == []
     assert release_bars("venous", [], []) == []
+
+
+def test_the_spread_over_patients_is_that_of_n_minus_one() -> None:
+    rows = measured("venous")
+    psnr = [row["body"]["psnr"] for row in rows.model]
+    spread = as_json({"venous": rows})["phases"]["venous"]["model_sd"]["psnr"]
+    assert spread == pytest.approx(abs(psnr[0] - psnr[1]) / np.sqrt(2))
 
 
 def test_tables_page_and_json_end_in_the_bars() -> None:
