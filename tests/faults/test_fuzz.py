@@ -8,6 +8,7 @@ many, S2NODE_FUZZ_SEED draws others. The last mutant lies in ``mutant.dcm`` of t
 from __future__ import annotations
 
 import copy
+import faulthandler
 import os
 import sys
 import time
@@ -42,6 +43,9 @@ SEED = int(os.environ.get("S2NODE_FUZZ_SEED", "1"))
 MOST_SEED_BYTES = 600_000
 LONGEST_S = 5.0
 """Of this process's own time: what a busy machine adds is not the mutant's."""
+HANGING_S = 120.0
+"""Seconds by the clock after which a mutant that is still being looked at ends the run with its traceback: it
+waits for something, or turns in a circle."""
 NUMBER = 8
 """Digits at the end of a UID that say which mutant it is."""
 FIRST = 10_000_001
@@ -284,6 +288,7 @@ def test_every_mutant_gets_an_answer_and_a_code_and_touches_nothing_else(
             ways[way] += 1
             (tmp_path / "mutant.dcm").write_bytes(arrival.data)
             watched.allowed = str(tmp_path)
+            faulthandler.dump_traceback_later(HANGING_S, exit=True)
             began = time.process_time()
             status = receiver.take(as_it_comes(arrival, number)).status
             answers[f"0x{status:04X}"] += 1
@@ -296,6 +301,7 @@ def test_every_mutant_gets_an_answer_and_a_code_and_touches_nothing_else(
                     bugs.append((number, way, seed.name, code))
             slowest_s = max(slowest_s, time.process_time() - began)
             watched.allowed = None
+    faulthandler.cancel_dump_traceback_later()
     figures(
         "fuzz",
         {
