@@ -35,13 +35,14 @@ from node.deliver import DeliverLane
 from node.errors import NodeError
 from node.flow import Failure, attempt
 from node.lane import Means
-from node.ledger import LEDGER_FILE, Ledger, StaleLease
+from node.ledger import LEDGER_FILE, Job, Ledger, StaleLease
 from node.pull.complete import CompleteLane
 from node.pull.query import peer_of
 from node.purge import Retention
 from node.receive import Receiver
 from node.refresh import CHECK_S as REFRESH_CHECK_S
 from node.refresh import RefreshLane
+from node.rejection.lane import NotesLane
 from node.scp import Scp
 from node.settle import settle_due
 from node.spool import Spool
@@ -271,16 +272,19 @@ class Node:
         beat = self._means("retention").beat
         step = Retention(retention, self.ledger, self.spool, time.time, beat).run
         return [
-            Lane("notes", self._announce, NOTES_CHECK_S, NOTES_CHECK_S + PATIENCE_S),
+            Lane(
+                "notes",
+                NotesLane(self._means("notes"), self._announce).run,
+                NOTES_CHECK_S,
+                NOTES_CHECK_S + PATIENCE_S,
+            ),
             Lane("retention", step, retention.check_s, retention.check_s + PATIENCE_S),
         ]
 
-    def _announce(self) -> None:
-        if not self.ledger.superseded():
-            return
+    def _announce(self, job: Job) -> None:
         from node.rejection.retract import Retractor  # noqa: PLC0415 (highdicom takes its time)
 
-        Retractor(self.settings, self.ledger, self.spool, time.time).announce_superseded()
+        Retractor(self.settings, self.ledger, self.spool, time.time).announce(job)
 
     def _refresh_lane(self) -> Lane:
         lane = self._open.enter_context(RefreshLane(self.settings))

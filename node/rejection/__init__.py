@@ -6,5 +6,5 @@
                                ├─> note    a Key Object Selection that names the old instances
     s2node recall ─> recalled ─┘          -> a job of its own, which the deliver lanes bring where these went
 
-``note`` makes the object, ``retract`` decides which and records it.
+``note`` makes the object, ``retract`` decides which and records it, ``lane`` tries it again where it fails.
 """

@@ -51,18 +51,8 @@ class Retractor:
     spool: Spool
     clock: Callable[[], float]
 
-    def announce_superseded(self) -> None:
-        """One step of the lane: a note for every superseded result whose successor was built.
-
-        A job that fails is left for the next step and stops no other.
-        """
-        for job in self.ledger.superseded():
-            outcome = attempt(partial(self.announce, job))
-            if isinstance(outcome, Failure):
-                log.error("rejection note not written", job=job.id, reason=outcome.reason)
-
     def announce(self, job: Job) -> None:
-        """Reject what is live of a superseded job."""
+        """Reject what is live of a superseded job; raises what :meth:`reject` does."""
         words = "Superseded: slices that came later are part of a new result of the same series."
         outputs = self.ledger.live_outputs(job.id)
         self.reject(job, outputs, Grounds(Reason.QUALITY, words), "superseded by a later generation")

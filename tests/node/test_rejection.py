@@ -12,6 +12,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, KeyObjectSelectionDocumentStorage
+from structlog.testing import capture_logs
 
 from config.settings import Settings
 from node.breaker import Breaker
@@ -20,6 +21,7 @@ from node.lane import Means
 from node.ledger import CommitmentAnswer, Ledger, Output, ReceivedInstance, SynthesisRecord
 from node.outputs.encoding import to_bytes
 from node.purge import purge
+from node.rejection.lane import NotesLane
 from node.rejection.note import KIND, Reason
 from node.rejection.retract import NobodyKnown, Retractor
 from node.spool import Spool
@@ -45,6 +47,7 @@ class Bench:
         self.now = 1000.0
         self.on_beat: Callable[[], None] = lambda: None
         self.retractor = Retractor(self.settings, self.ledger, self.spool, lambda: self.now)
+        self.notes = NotesLane(self.means(), self.retractor.announce)
 
     def receive(self, number: int, series: str = SERIES) -> int:
         placed = self.spool.place(
@@ -88,11 +91,14 @@ class Bench:
     def deliver(self) -> None:
         """One step of every deliver lane."""
         for destination in self.settings.destinations:
-            means = Means(
-                self.ledger, self.settings.retry, Random(1), lambda: self.now, lambda: self.now, Event(),
-                self.beat,
-            )  # fmt: skip
+            means = self.means()
             DeliverLane(means, destination, Breaker(means, destination.name)).run()
+
+    def means(self) -> Means:
+        retry = self.settings.retry
+        return Means(
+            self.ledger, retry, Random(1), lambda: self.now, lambda: self.now, Event(), self.beat
+        )  # fmt: skip
 
     def beat(self) -> None:
         self.on_beat()
@@ -144,13 +150,13 @@ def test_a_superseded_result_is_rejected_before_the_new_one_is_sent(store_peer, 
     old, old_uids = bench.result()
     bench.deliver()
     new = bench.receive(2)
-    bench.retractor.announce_superseded()
+    bench.notes.run()
     assert titles(peer.received) == ["CT"] * 2, "nothing is rejected before something takes its place"
     bench.build(new)
     bench.deliver()
     assert bench.state(new) is State.BUILT and len(peer.received) == 2, "two live results"
-    bench.retractor.announce_superseded()
-    bench.retractor.announce_superseded()
+    bench.notes.run()
+    bench.notes.run()
     bench.deliver()
     bench.deliver()
     assert titles(peer.received) == ["CT", "CT", "113001", "CT", "CT"]
@@ -175,7 +181,7 @@ def test_a_result_that_went_nowhere_needs_no_note(store_peer, start) -> None:
     bench.result()
     new = bench.receive(2)
     bench.build(new)
-    bench.retractor.announce_superseded()
+    bench.notes.run()
     bench.deliver()
     assert titles(peer.received) == ["CT"] * 2
     assert bench.state(new) is State.DELIVERED
@@ -191,7 +197,7 @@ def test_a_result_that_is_superseded_while_it_is_sent_is_sent_no_further(store_p
     new = bench.ledger.find_jobs(SERIES)[-1].id
     bench.on_beat = lambda: None
     bench.build(new)
-    bench.retractor.announce_superseded()
+    bench.notes.run()
     bench.deliver()
     bench.deliver()
     assert titles(peer.received) == ["CT", "CT", "113001", "CT", "CT"]
@@ -215,7 +221,7 @@ def test_where_notes_are_refused_the_new_result_waits_until_somebody_decides(sto
     bench.deliver()
     new = bench.receive(2)
     bench.build(new)
-    bench.retractor.announce_superseded()
+    bench.notes.run()
     bench.deliver()
     bench.now += 10_000
     bench.deliver()
@@ -234,7 +240,7 @@ def test_a_destination_that_wants_no_notes_gets_none(store_peer, start) -> None:
     bench.result()
     bench.deliver()
     bench.build(bench.receive(2))
-    bench.retractor.announce_superseded()
+    bench.notes.run()
     bench.deliver()
     assert titles(peer.received) == ["CT"] * 4
     assert [job.rejects for job in bench.ledger.jobs()] == [None, None]
@@ -248,7 +254,7 @@ def test_a_note_goes_only_where_the_old_result_went(store_peer, start) -> None:
     bench.ledger.postpone(1, "pacs1", bench.now + 99, "busy", bench.now)
     bench.deliver()
     bench.build(bench.receive(2))
-    bench.retractor.announce_superseded()
+    bench.notes.run()
     [note] = [job for job in bench.ledger.jobs() if job.rejects is not None]
     assert [each.destination for each in bench.ledger.deliveries(note.id)] == ["pacs0"]
 
@@ -343,7 +349,7 @@ def test_a_purged_result_that_comes_again_is_rejected_and_one_nobody_can_name_ho
     purge(bench.ledger, bench.spool, [State.DELIVERED], bench.now + 1, lambda: bench.now)
     second = bench.receive(1)
     bench.build(second)
-    bench.retractor.announce_superseded()
+    bench.notes.run()
     bench.deliver()
     bench.deliver()
     assert titles(peer.received) == ["CT", "CT", "113001", "CT", "CT"]
@@ -351,7 +357,7 @@ def test_a_purged_result_that_comes_again_is_rejected_and_one_nobody_can_name_ho
     bench.ledger.forget_identities(bench.now + 1)
     third = bench.receive(1)
     bench.build(third)
-    bench.retractor.announce_superseded()
+    bench.notes.run()
     bench.deliver()
     assert bench.state(third) is State.DELIVERED
 
@@ -366,8 +372,54 @@ def test_a_note_that_cannot_be_written_stops_no_other(store_peer, start) -> None
         path.unlink()
     for series in ("2.25.31", "2.25.32"):
         bench.build(bench.receive(5, series))
-    bench.retractor.announce_superseded()
+    bench.notes.run()
     assert [job.rejects for job in bench.ledger.jobs() if job.rejects] == [2]
+
+
+def test_a_note_that_cannot_be_written_is_tried_again_ever_later_with_a_line_each_time(
+    store_peer, start
+) -> None:
+    bench = start(store_peer(sop_classes=BOTH))
+    bench.result()
+    bench.deliver()
+    files = [*bench.spool.root.glob("inbox/*/*"), *bench.spool.root.glob("outbox/*/*")]
+    kept = [path.read_bytes() for path in files]
+    for path in files:
+        path.write_bytes(b"rot")
+    new = bench.receive(5)
+    bench.ledger.instances(new)[-1].path.write_bytes(b"rot")
+    bench.build(new)
+    with capture_logs() as logs:
+        for _ in range(3600):
+            bench.notes.run()
+            bench.now += 1
+    failed = [line for line in logs if line["event"] == "rejection note not written"]
+    assert [line["job"] for line in failed] == [1] * 8, "after 15, 30, 60, 120 … seconds"
+    for path, data in zip(files, kept, strict=True):
+        path.write_bytes(data)
+    bench.now += 3600
+    bench.notes.run()
+    bench.notes.run()
+    assert [job.rejects for job in bench.ledger.jobs() if job.rejects] == [1]
+    assert bench.notes.waits == {}
+
+
+def test_letting_an_old_job_go_whose_note_cannot_be_written_frees_the_new_one(store_peer, start) -> None:
+    peer = store_peer(sop_classes=BOTH)
+    bench = start(peer)
+    bench.result()
+    bench.deliver()
+    for path in [*bench.spool.root.glob("inbox/*/*"), *bench.spool.root.glob("outbox/*/*")]:
+        path.write_bytes(b"rot")
+    new = bench.receive(5)
+    bench.build(new)
+    bench.notes.run()
+    bench.deliver()
+    assert bench.state(new) is State.BUILT
+    purge(bench.ledger, bench.spool, [State.SUPERSEDED], bench.now, lambda: bench.now)
+    bench.notes.run()
+    bench.deliver()
+    assert bench.state(new) is State.DELIVERED
 
 
 def test_a_note_made_twice_is_one(store_peer, start) -> None:
