@@ -11,9 +11,10 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO
 from random import Random
 
@@ -356,8 +357,10 @@ def test_peers_that_break_off_tls_leave_nothing_behind(rig, amount, figures, tmp
         assert rig.until(lambda: rig.usage(victim.process.pid)["threads"] <= before["threads"], 60)
         assert rig.until(answers)
         after = rest(rig, victim.process.pid)
+        echo_s = echo_beside_silent_peers(port, answers)
     counted = {
         "connects that break off": connects,
+        "echo while three peers are silent, ms": round(echo_s * 1000),
         "threads left behind": max(0, after["threads"] - before["threads"]),
         "descriptors left behind": max(0, after["descriptors"] - before["descriptors"]),
         "memory gained, MiB": round((after["memory"] - before["memory"]) / 1024**2, 1),
@@ -365,6 +368,27 @@ def test_peers_that_break_off_tls_leave_nothing_behind(rig, amount, figures, tmp
     figures("bad-sender-tls", counted)
     assert (counted["threads left behind"], counted["descriptors left behind"]) == (0, 0)
     assert counted["memory gained, MiB"] < MOST_GROWTH_BYTES / 1024**2
+
+
+def echo_beside_silent_peers(port, answers):
+    """Seconds an echo takes, handshakes and all, while three peers say nothing or half of something."""
+    beginnings = (b"", b"\x16\x03\x01", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40))
+    with ExitStack() as opened:
+        silent = [opened.enter_context(connected(port)) for _ in beginnings]
+        for wire, beginning in zip(silent, beginnings, strict=True):
+            wire.sendall(beginning)
+        began = time.perf_counter()
+        assert answers()
+        took_s = time.perf_counter() - began
+        assert all(is_open(wire) for wire in silent), "they were still there"
+    return took_s
+
+
+def is_open(wire):
+    wire.setblocking(False)
+    with suppress(BlockingIOError):
+        return bool(wire.recv(1))
+    return True
 
 
 def half_tls(port, rng):

@@ -202,7 +202,7 @@ def test_an_echo_is_answered_while_three_peers_are_silent(tmp_path: Path, ours: 
         silent[1].sendall(b"\x16\x03\x01")  # half a handshake
         silent[2].sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40))
         echo(node_at(scp.port, ours.tls(name="ct1"), acse_timeout_s=10))  # half of what the silent ones have
-        assert all(is_open(peer) for peer in silent)
+        assert all(is_open(peer) for peer in silent), "it was answered before they were sent away"
         for peer in silent:
             peer.close()
 
