@@ -22,6 +22,8 @@ from export.bundle import export_bundle
 from node.cli import app
 from train import checkpoint as ckpt
 from train import loop
+from train.aldm.config import AldmConfig
+from train.aldm.train_aldm import train_aldm
 from train.config import TrainConfig
 from train.evaluate import PhaseRows
 from train.real import PairsUnusable
@@ -33,6 +35,7 @@ from train.refresh.run import (
     keep_or_drop,
     next_version,
     refresh,
+    refreshed_config,
     slower,
 )
 from train.refresh.verdict import judge, verdict_html
@@ -234,6 +237,27 @@ def test_a_comparison_method_goes_on_from_its_own_weights(model: Model, tmp_path
     after = ckpt.load(go_on(still, start, request(bundle, tmp_path, tmp_path, cache=model.cache)))
     for name, weight in start.states["network"].items():
         assert torch.allclose(weight, after.states["network"][name], atol=1e-6), name
+
+
+def test_of_aldm_the_denoiser_alone_goes_on(model: Model, tmp_path: Path, bundle: Path, pairs: Path) -> None:
+    adam = {"optimiser": {"lr": 1e-3, "hold": 1.0}}
+    section = {
+        "vqgan": {"channels": (8, 16), "norm_groups": 8, "codes": 64} | adam,
+        "spade": {"channels": (8,), "hidden": 8} | adam,
+        "denoiser": {"channels": (16, 16), "norm_groups": 8, "head_channels": 8} | adam,
+        "sampler": {"steps": 2, "eta": 0.0},
+        "loop": {"steps": 4, "validation_crops": 1},
+    }
+    values = {"data": model.config.data.model_dump(), "record": {"picture_minutes": 0}, "aldm": section}
+    start = ckpt.load(train_aldm(AldmConfig.model_validate(values), tmp_path / "aldm", model.cache))
+    wanted = request(bundle, pairs, tmp_path, steps=4, rate=1.0)
+    config = refreshed_config(tmp_path, start, read_bundle(bundle), wanted)
+    after = ckpt.load(go_on(config, start, wanted))
+    for part in ("vqgan", "spade", "denoiser"):
+        networks = [states[part]["network"] for states in (start.states, after.states)]
+        moved = any(not torch.equal(old, networks[1][name]) for name, old in networks[0].items())
+        assert moved == (part == "denoiser"), part
+    assert after.states["scale"] == start.states["scale"] > 0
 
 
 def test_versions_count_and_every_rate_of_a_section_is_lowered() -> None:

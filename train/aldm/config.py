@@ -10,7 +10,7 @@ from config.base import Frozen
 from train.config import BundleConfig, Fraction, RunConfig, Shape, Weight
 from train.gan.config import AdamConfig, PlainLoopConfig
 
-Share = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class VqganConfig(Frozen):
@@ -70,7 +70,7 @@ class AldmStage(Frozen):
     """Three networks, one after the other, in one run and one budget."""
 
     autoencoder_share: Share = 0.4
-    """Of the budget; then the autoencoder is frozen."""
+    """Of the budget; then the autoencoder is frozen. 0 is for refreshes, where it has learnt already."""
     spade_share: Share = 0.1
     """Of the budget, after the autoencoder; then SPADE is frozen and the rest is the denoiser's."""
     vqgan: VqganConfig = VqganConfig()

@@ -37,6 +37,11 @@ from train.s2ldm.go_on import go_on_with_diffusion, go_on_with_joint
 
 S2LDM = {"diffusion": go_on_with_diffusion, "joint": go_on_with_joint}
 """Last stages of an S²LDM and what goes on with each."""
+FROZEN: dict[str, dict[str, Any]] = {"aldm": {"autoencoder_share": 0.0, "spade_share": 0.0}}
+"""Keys of methods whose parts learn one after the other: in a refresh the last one goes on alone.
+
+The others would move latents under a denoiser and a scale that were made for what they were.
+"""
 REVISION = re.compile(r"(?P<base>.*)\+r(?P<number>\d+)")
 
 
@@ -133,7 +138,7 @@ def refreshed_config(file: Path, start: ckpt.Checkpoint, bundle: Bundle, request
     phase, version = bundle.manifest.phase, bundle.manifest.model_version
     values["data"] |= {"source": "folder", "folder": str(request.cases.resolve()), "phase": phase}
     values["bundle"]["version"] = next_version(version)
-    stage = slower(values[start.stage], request.rate)
+    stage = slower(values[start.stage], request.rate) | FROZEN.get(start.stage, {})
     stage["loop"] |= {"max_minutes": request.minutes} | ({"steps": request.steps} if request.steps else {})
     values[start.stage] = stage
     changes = read_table(request.config) if request.config else {}
