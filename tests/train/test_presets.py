@@ -49,3 +49,17 @@ def test_a_preset_is_built_at_its_size(
     found = counted(load_train_config(FOLDER / f"{name}.toml"))
     for part, expected in {"encoder": encoder, "decoder": decoder, "denoiser": denoiser}.items():
         assert found[part] == pytest.approx(expected, rel=0.01), part
+
+
+def test_the_paper_preset_for_a_gpu_is_the_papers_on_phantoms_for_two_hundred_steps() -> None:
+    paper, short = (
+        load_train_config(FOLDER / f"{name}.toml").model_dump() for name in ("paper", "paper-gpu")
+    )
+    assert short["data"]["source"] == "phantom"
+    assert short["data"]["crop"] == (48, 256, 256)
+    differ = {key for key, value in paper.pop("data").items() if short["data"][key] != value}
+    assert differ == {"source", "spacing_mm", "phantoms", "validation_phantoms"}
+    for stage in ("autoencoder", "diffusion"):
+        assert short[stage]["loop"]["steps"] == 200
+        paper[stage]["loop"] |= {"steps": 200, "validation_crops": 1}
+    assert {key: short[key] for key in paper} == paper
