@@ -67,7 +67,8 @@ def fooling_loss(discriminator: nn.Module, fake: Tensor, kind: Kind) -> Tensor:
 class ImagePool:
     """Up to ``size`` past fakes (Shrivastava et al. 2017); the discriminator sees them half of the time.
 
-    Draws come from torch's global generator and the images are part of the checkpoint: resume is bitwise.
+    Draws come from torch's global generator and the images are part of the checkpoint: resume is bitwise for
+    one process. Of several each has a pool of its own, and the checkpoint holds that of the first.
     """
 
     def __init__(self, size: int) -> None:
