@@ -6,7 +6,7 @@ The quantiser rounds, so a decoder is judged by the codes it agrees on and by HU
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,10 @@ from train.data import to_unit
 from train.s2ldm.quantizer import VectorQuantizer
 
 PARITY_SEED = 8100
+TIMES = (0.02, 0.5, 0.98)
+"""Where the denoiser is measured, whatever the sampler: what it makes of t is another for each."""
+FEW = 8
+"""Times of a sampler that are measured besides; it may take a thousand."""
 
 
 class CodesGraph(nn.Module):
@@ -96,25 +100,50 @@ def measure_translator(
 def measure_latent(
     model: Model, files: Mapping[str, Path], tolerance: Tolerance
 ) -> dict[str, dict[str, float]]:
-    """Encoder, condition, denoiser and decoder one by one and together."""
+    """Encoder, condition, denoiser and decoder one by one and together.
+
+    The denoiser's figures are its worst at :data:`TIMES` and at the sampler's own.
+    """
     modules = model.graphs()
     sessions = {name: _session(file) for name, file in files.items()}
     x = example_tile(model)
     runs = {name: partial(_torch, module) for name, module in modules.items()}
     e_n = runs["encoder"](x=x)
-    z = s2ldm.sample(_sampler(model), _called(model, runs), x, _noise(model))
-    known = {"x": x, "e_n": e_n, "z": z, "z_t": 0.5 * (e_n + z), "t": np.array([0.5], np.float32)}
+    times: list[float] = []
+    listening = runs | {"denoiser": partial(_listening, runs["denoiser"], times)}
+    z = s2ldm.sample(_sampler(model), _called(model, listening), x, _noise(model))
+    known = {"x": x, "e_n": e_n, "z": z} | _at(0.5, e_n, z)
     if "condition" in modules:
         known["c"] = runs["condition"](**{name: known[name] for name in model.inputs()["condition"]})
     asked = {name: {n: known[n] for n in inputs} for name, inputs in model.inputs().items()}
     got = {name: sessions[name].run(None, inputs)[0] for name, inputs in asked.items()}
     wanted = {name: _torch(modules[name], **inputs) for name, inputs in asked.items()}
     figures = {name: _difference(got[name], wanted[name]) for name in asked}
+    for t in sorted({*TIMES, *_few(times)}):
+        inputs = asked["denoiser"] | {n: v for n, v in _at(t, e_n, z).items() if n in asked["denoiser"]}
+        told = _difference(sessions["denoiser"].run(None, inputs)[0], runs["denoiser"](**inputs))
+        figures["denoiser"] = {name: max(most, told[name]) for name, most in figures["denoiser"].items()}
     figures["decoder"] |= _decoder_figures(model, got["decoder"], wanted["decoder"], z)
     figures["whole"] = _whole_figures(model, sessions, modules, x)
     _attach(figures, tolerance)
     _refuse(figures)
     return figures
+
+
+def _listening(run: Callable[..., Float32], times: list[float], **inputs: Float32) -> Float32:
+    """``run``, with the t that it is asked for written down."""
+    times.append(float(inputs["t"][0]))
+    return run(**inputs)
+
+
+def _at(t: float, e_n: Float32, z: Float32) -> dict[str, Float32]:
+    """What the denoiser is told of t, on the straight way from E_n to ẑ."""
+    return {"z_t": (1 - t) * e_n + t * z, "t": np.array([t], np.float32)}
+
+
+def _few(times: Sequence[float]) -> Sequence[float]:
+    """At most :data:`FEW` of a sampler's times, evenly chosen."""
+    return times[:: max(1, -(-len(times) // FEW))]
 
 
 def example_tile(model: Model) -> Float32:

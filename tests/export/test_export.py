@@ -22,8 +22,8 @@ from engine.volume import Volume
 from export import parity
 from export.bench import compare, graphs, rebuild
 from export.bundle import BundleExists, export_bundle, rounded
-from export.graph import OPSET, weights_of
-from export.half import CHOICES, leading_to
+from export.graph import OPSET, weights_of, write_graph
+from export.half import ANGLES, CHOICES, leading_to
 from export.parity import ParityExceeded, Tolerance
 from export.s2ldm import load_model
 from node.cli import app
@@ -183,6 +183,23 @@ def test_what_leads_to_a_choice_stays_in_single_precision(bundle: Path) -> None:
     assert len(kept) < len(decoder.graph.node)
 
 
+@pytest.mark.parametrize(("name", "operators"), [("decoder", CHOICES), ("denoiser", ANGLES)])
+def test_nothing_on_the_way_to_a_choice_or_an_angle_is_rounded(
+    checkpoint: Path, tmp_path: Path, name: str, operators: tuple[str, ...]
+) -> None:
+    model = load_model(checkpoint / NAME)
+    files = [tmp_path / "whole.onnx", tmp_path / "half.onnx"]
+    write_graph(model.graphs()[name], model.inputs()[name], model.outputs()[name], files[0], True, files[1])
+    graph = onnx.load(files[1])
+    before = leading_to(graph, operators)
+    casts = [node for node in graph.graph.node if node.op_type == "Cast"]
+    assert any(node.op_type in operators for node in graph.graph.node)
+    assert any(node.attribute[0].i == onnx.TensorProto.FLOAT16 for node in casts)
+    assert not [
+        node for node in casts if node.name in before and node.attribute[0].i == onnx.TensorProto.FLOAT16
+    ]
+
+
 def test_full_weights_make_a_larger_and_closer_bundle(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     full = export_bundle(checkpoint, tmp_path / "full", half_weights=False)
     half = read_bundle(bundle).manifest
@@ -207,6 +224,32 @@ def test_every_figure_beyond_its_tolerance_is_refused(
     files = {name: bundle / f"{name}.onnx" for name in ("encoder", "condition", "denoiser", "decoder")}
     with pytest.raises(ParityExceeded, match=words):
         parity.measure(load_model(checkpoint / NAME), files, Tolerance(**tolerance))
+
+
+class LateWrong:
+    """A denoiser's session that is right but for one t."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+
+    def run(self, outputs: Any, inputs: dict[str, Any]) -> list[Any]:
+        answers = self.real.run(outputs, inputs)
+        return [answer + np.float32(inputs.get("t", 0.0) == np.float32(0.98)) for answer in answers]
+
+
+def test_a_denoiser_that_is_right_at_one_time_only_is_refused(
+    bundle: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = parity._session
+    monkeypatch.setattr(parity, "_session", lambda file: LateWrong(real(file)))
+    files = {name: bundle / f"{name}.onnx" for name in ("encoder", "condition", "denoiser", "decoder")}
+    with pytest.raises(ParityExceeded, match=r"^denoiser: max_abs 1(\.0\d*)? over 0.02$"):
+        parity.measure(load_model(checkpoint / NAME), files)
+
+
+def test_of_a_long_sampler_a_few_times_are_measured() -> None:
+    assert parity._few([0.25, 0.75]) == [0.25, 0.75]
+    assert len(parity._few([k / 999 for k in range(999)])) == parity.FEW
 
 
 def test_a_graph_that_is_another_model_leaves_no_folder(
