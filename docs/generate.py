@@ -340,8 +340,19 @@ def _measured_where(found: Mapping[str, Any]) -> str:
     load = max(row["load"] for row in found.values())
     words = (
         f"Machine: {'; '.join(places)}. Model: `{model}`. Load average at the end of a run: at most {load:g}."
+        f"{_measured_when(found)}"
     )
     return words if load <= LOADED else f"{words} **{BUSY}**"
+
+
+def _measured_when(found: Mapping[str, Any]) -> str:
+    """Of which commit and day each measurement is, where that was noted: they may differ."""
+    noted = [
+        f"{key} on {row['date']} at `{row['commit'] or 'no commit'}`"
+        for key, row in found.items()
+        if "date" in row
+    ]
+    return f" Measured: {', '.join(noted)}." if noted else ""
 
 
 LOADED = 3.0

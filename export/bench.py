@@ -18,14 +18,15 @@ import onnx
 import onnxruntime as ort
 import torch
 import typer
+from pydantic import ValidationError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine import samplers
 from engine.bundle import Bundle, read_bundle
-from engine.errors import BundleInvalid, ProviderMissing
+from engine.errors import BundleInvalid, GraphTooLarge, ProviderMissing
 from engine.families import s2ldm
-from engine.session import SessionPolicy, cpu_threads, open_graphs, session_options
+from engine.session import ProviderName, SessionPolicy, cpu_threads, open_graphs, session_options
 from engine.volume import Float32, Shape3
 from export.graph import OPSET, weights_of
 from export.model import Called
@@ -43,6 +44,9 @@ def bench_engine(
     tiles: Annotated[int, typer.Option("--tiles", min=1, help="Tiles of one round.")] = 2,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; medians are shown.")] = 3,
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads of both.")] = 0,
+    provider: Annotated[
+        ProviderName, typer.Option("--provider", help="Where the engine runs; torch stays on the CPU.")
+    ] = "cpu",
     full: Annotated[
         bool,
         typer.Option(
@@ -52,13 +56,14 @@ def bench_engine(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Time a bundle's graphs in ONNX Runtime beside the same network in torch, on the CPU."""
+    """Time the graphs of an S²LDM's bundle in ONNX Runtime beside the same network in torch on the CPU."""
     try:
         folder = bundle or active_bundles()[0]
-        result = compare(folder, tiles, rounds, threads, OTHERS if full else ())
+        policy = SessionPolicy(provider=provider, threads=threads)
+        result = compare(folder, tiles, rounds, policy, OTHERS if full else ())
         if full:
-            result |= graphs(read_bundle(folder), rounds, threads)
-    except (BundleInvalid, ProviderMissing) as error:
+            result |= graphs(read_bundle(folder), rounds, policy)
+    except (BundleInvalid, ProviderMissing, GraphTooLarge) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_CONFIG) from None
     if as_json:
@@ -71,16 +76,17 @@ def bench_engine(
 
 
 def compare(
-    folder: Path, tiles: int, rounds: int, threads: int, others: Collection[str] = ()
+    folder: Path, tiles: int, rounds: int, policy: SessionPolicy, others: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Seconds a tile of both, and engine / torch; below 1 the engine is faster. Raises BundleInvalid.
+    """Seconds a tile of both, and engine / torch; below 1 the engine is faster.
 
-    ``others`` names further contestants of :data:`OTHERS`; one that cannot run here is a text that says why.
+    Raises BundleInvalid, also for a bundle of another method, and what opening graphs raises. ``others``
+    names further contestants of :data:`OTHERS`; one that cannot run here is a text that says why.
     """
     bundle = read_bundle(folder)
-    policy = SessionPolicy(provider="cpu", threads=threads)
-    sessions = open_graphs(bundle, policy).graphs
     modules = modules_of(bundle)
+    opened = open_graphs(bundle, policy)
+    sessions = opened.graphs
     torch.set_num_threads(cpu_threads(policy))
     x = _example(bundle)
     runs: dict[str, Run] = {
@@ -110,7 +116,7 @@ def compare(
         **{f"{who}_s": round(value, 4) for who, value in medians.items()},
         **{f"{who}_s": words for who, words in absent.items()},
         "ratio": round(medians["engine"] / medians["torch"], 4),
-        "provider": "cpu",
+        "provider": f"{opened.provider} {opened.variant}".strip(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cpus, {cpu_threads(policy)} threads",
         "model_id": bundle.manifest.model_id,
         "tiles": tiles,
@@ -118,24 +124,29 @@ def compare(
     }
 
 
-def graphs(bundle: Bundle, rounds: int, threads: int) -> dict[str, Any]:
-    """Each graph by itself: calls a tile, FLOPs as trained, seconds of both, share of the matrix peak."""
-    policy = SessionPolicy(provider="cpu", threads=threads)
-    sessions, modules = open_graphs(bundle, policy).graphs, modules_of(bundle)
+def graphs(bundle: Bundle, rounds: int, policy: SessionPolicy) -> dict[str, Any]:
+    """Each graph by itself: calls a tile, FLOPs as trained, seconds of both, and on the CPU the share of its
+    matrix peak.
+    """
+    modules, opened = modules_of(bundle), open_graphs(bundle, policy)
+    sessions = opened.graphs
     torch.set_num_threads(cpu_threads(policy))
     asked: dict[str, list[dict[str, Float32]]] = {name: [] for name in sessions}
 
     def listen(name: str, **inputs: Float32) -> Float32:
-        asked[name].append(inputs)
-        return sessions[name](**inputs)
+        asked[name].append({each: np.asarray(value) for each, value in inputs.items()})
+        return np.asarray(sessions[name](**inputs))
 
     tile(bundle, listen, {name: graph.inputs for name, graph in sessions.items()}, _example(bundle))
-    peak = matrix_peak(threads)
+    peak = matrix_peak(policy.threads)
     rows = {}
     for name, calls in asked.items():
         inputs = calls[0]
         engine_s, torch_s = _medians(
-            (lambda n=name, i=inputs: sessions[n](**i), lambda n=name, i=inputs: _torch(modules[n], **i)),
+            (
+                lambda n=name, i=inputs: np.asarray(sessions[n](**i)),
+                lambda n=name, i=inputs: _torch(modules[n], **i),
+            ),
             rounds,
         )
         flops = flops_of(modules[name], inputs)
@@ -145,8 +156,9 @@ def graphs(bundle: Bundle, rounds: int, threads: int) -> dict[str, Any]:
             "engine_s": round(engine_s, 5),
             "torch_s": round(torch_s, 5),
             "ratio": round(engine_s / torch_s, 4),
-            "peak_share": round(flops / engine_s / peak, 4),
         }
+        if opened.device is None:
+            rows[name]["peak_share"] = round(flops / engine_s / peak, 4)
     return {
         "graphs": rows,
         "peak_flops": round(peak),
@@ -175,11 +187,10 @@ def flops_of(module: nn.Module, inputs: Mapping[str, Float32]) -> int:
 def matrix_peak(threads: int, size: int = 1536, tries: int = 6) -> float:
     """The most FLOP/s this machine reaches in a product of two square fp32 matrices: by whoever is fastest.
 
-    torch, ONNX Runtime and NumPy bring libraries of their own, none of which is the best everywhere.
+    torch, ONNX Runtime and NumPy bring libraries of their own, none of which is the best everywhere. NumPy's
+    takes as many threads as it likes: it takes part only where ``threads`` is 0.
     """
-    a, b = (np.random.default_rng(seed).random((size, size), dtype=np.float32) for seed in (0, 1))
-    product, (x, y) = _product(size, threads), (torch.from_numpy(a), torch.from_numpy(b))
-    runs = (lambda: torch.mm(x, y), lambda: product.run(None, {"a": a, "b": b}), lambda: a @ b)
+    runs = _products(size, threads)
     best = float("inf")
     for _ in range(tries):
         for run in runs:
@@ -187,6 +198,13 @@ def matrix_peak(threads: int, size: int = 1536, tries: int = 6) -> float:
             run()
             best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
+
+
+def _products(size: int, threads: int) -> list[Callable[[], object]]:
+    a, b = (np.random.default_rng(seed).random((size, size), dtype=np.float32) for seed in (0, 1))
+    product, (x, y) = _product(size, threads), (torch.from_numpy(a), torch.from_numpy(b))
+    bound = [lambda: torch.mm(x, y), lambda: product.run(None, {"a": a, "b": b})]
+    return bound if threads else [*bound, lambda: a @ b]
 
 
 def _product(size: int, threads: int) -> ort.InferenceSession:
@@ -229,14 +247,14 @@ OTHERS: Mapping[str, Callable[[Bundle, Mapping[str, nn.Module], int], Run]] = {
 
 
 def tile(bundle: Bundle, run: Run, inputs: Mapping[str, Mapping[str, Any]], x: Float32) -> Float32:
-    """One tile through every graph without noise; ``inputs`` names what each of them takes."""
+    """One tile through every graph without noise, on the host; ``inputs`` names what each of them takes."""
     latent, sampler = s2ldm.parameters(bundle.manifest)
     called = {name: Called(partial(run, name), taken) for name, taken in inputs.items()}
 
     def silence(cells: Shape3) -> Float32:
         return np.zeros((samplers.noise_fields(sampler), 1, latent.channels, *cells), np.float32)
 
-    return s2ldm.paint(called, s2ldm.sample(sampler, called, x, silence), x)
+    return np.asarray(s2ldm.paint(called, s2ldm.sample(sampler, called, x, silence), x))
 
 
 def modules_of(bundle: Bundle) -> dict[str, nn.Module]:
@@ -249,9 +267,10 @@ def modules_of(bundle: Bundle) -> dict[str, nn.Module]:
 def rebuild(bundle: Bundle) -> Model:
     """The torch networks of a bundle: architecture from its run card, weights from its graphs.
 
-    Raises BundleInvalid where a graph lacks a weight, as one made by other means would.
+    Raises BundleInvalid for another method's, and where a graph lacks a weight, as one made by other means
+    would.
     """
-    config = TrainConfig.model_validate(bundle.manifest.run["config"])
+    config = _config_of(bundle)
     found = {name: _weights(bundle, name) for name in bundle.manifest.graphs}
     autoencoder = as_wide_as(config, {name.removeprefix("autoencoder.") for name in found["decoder"]})
     _fill(bundle, autoencoder, found["encoder"] | found["decoder"], "autoencoder.")
@@ -260,6 +279,16 @@ def rebuild(bundle: Bundle) -> Model:
     _fill(bundle, denoiser, found["denoiser"] | found.get("condition", {}), "denoiser." if split else "")
     assert bundle.manifest.latent is not None
     return Model(config, autoencoder.eval(), denoiser.eval(), bundle.manifest.latent.scale, {})
+
+
+def _config_of(bundle: Bundle) -> TrainConfig:
+    try:
+        return TrainConfig.model_validate(bundle.manifest.run.get("config"))
+    except ValidationError as error:
+        reason = (
+            f"not an S²LDM by its run card (family {bundle.manifest.family!r}): no torch network is known"
+        )
+        raise BundleInvalid(bundle.folder, reason) from error
 
 
 def _weights(bundle: Bundle, graph: str) -> dict[str, torch.Tensor]:

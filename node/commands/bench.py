@@ -82,7 +82,8 @@ def job(
         return
     for row in result["jobs"]:
         words = ", ".join(f"{stage} {seconds} s" for stage, seconds in row["stages"].items())
-        say(f"{row['slices']} slices: {row['seconds']} s, {row['peak_bytes'] / 1e9:.2f} GB at most ({words})")
+        memory = f"{row['peak_bytes'] / 1e9:.2f} GB at most"
+        say(f"{row['slices']} slices on {row['provider']}: {row['seconds']} s, {memory} ({words})")
         say(f"outside the graphs: {row['outside_s']} s, {row['outside_share']:.1%}")
     say(f"machine: {result['machine']}, {result['threads']} threads")
 

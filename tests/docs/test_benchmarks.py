@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 pytest.importorskip("torch")
 
-from docs.benchmarks import tables
-from docs.generate import PARTS
+from docs.benchmarks import commit, tables
+from docs.generate import PARTS, _measured_when
 
 ENGINE: dict[str, Any] = {
     "engine_s": 0.5, "torch_s": 1.0, "torch_compile_s": 0.8, "openvino_s": "ModuleNotFoundError: none",
@@ -43,6 +44,36 @@ def test_aims_are_judged_by_what_was_measured() -> None:
         "at most 10 % outside the graphs": "yes",
         "400 slices at most 2.1 × 200": "no",
     }
+
+
+@pytest.mark.parametrize(("openvino_s", "calls", "reached"), [(0.42, 4, "yes"), (0.41, 5, "no")])
+def test_openvino_and_the_denoiser_s_calls_are_judged_where_they_were_measured(
+    openvino_s: float, calls: int, reached: str
+) -> None:
+    denoiser = ENGINE["graphs"]["encoder"] | {"calls": calls}
+    engine = ENGINE | {"openvino_s": openvino_s, "graphs": {"denoiser": denoiser}}
+    _, rows = dict(tables({"engine": engine}))["Against what is aimed at"]
+    assert rows[1:] == [
+        ("engine at most 1.2 × OpenVINO", f"{0.5 / openvino_s:.2f} ×", reached),
+        ("at most 4 network evaluations a tile", str(calls), reached),
+    ]
+
+
+def test_jobs_name_their_provider_and_sections_their_commit() -> None:
+    on_gpu = JOBS | {"jobs": [job(200, 6.0) | {"provider": "cuda"}], "date": "2026-11-29", "commit": "abc"}
+    columns, rows = dict(tables({"job": on_gpu}))["A series from files to files, one phase"]
+    assert rows[0][columns.index("provider")] == "cuda"
+    assert _measured_when({"job": on_gpu, "engine": ENGINE}) == " Measured: job on 2026-11-29 at `abc`."
+    assert _measured_when({"engine": ENGINE}) == ""
+
+
+def test_a_measurement_knows_its_commit() -> None:
+    assert re.fullmatch(r"[0-9a-f]{12,}(-dirty)?|v?[0-9].*|", commit())
+
+
+def test_the_estimate_takes_no_whole_h100() -> None:
+    _, rows = dict(tables({"engine": ENGINE, "job": JOBS}))["On an H100: an estimate, not measured"]
+    assert [share for _, _, share, _ in rows] == ["10%", "10%"]
 
 
 def test_who_could_not_run_is_named_with_the_reason() -> None:

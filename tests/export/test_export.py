@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,13 @@ import torch
 from typer.testing import CliRunner
 
 from engine import session
-from engine.bundle import read_bundle
+from engine.bundle import read_bundle, write_manifest
 from engine.phantom import PhantomOptions, make_phantom
 from engine.pipeline import open_engine
 from engine.session import SessionPolicy
 from engine.volume import Volume
 from export import parity
-from export.bench import compare, graphs, rebuild
+from export.bench import _products, compare, graphs, rebuild
 from export.bundle import BundleExists, export_bundle, rounded
 from export.graph import OPSET, weights_of, write_graph
 from export.half import ANGLES, CHOICES, leading_to
@@ -125,7 +127,7 @@ def test_every_weight_can_be_read_back(bundle: Path, checkpoint: Path) -> None:
 
 
 def test_each_graph_is_measured_beside_torch_with_its_flops(bundle: Path) -> None:
-    measured = graphs(read_bundle(bundle), rounds=1, threads=1)
+    measured = graphs(read_bundle(bundle), rounds=1, policy=CPU)
     rows, steps = measured["graphs"], read_bundle(bundle).manifest.sampler.steps  # type: ignore[union-attr]
     assert {name: row["calls"] for name, row in rows.items()} == {
         "encoder": 1, "condition": 1, "denoiser": steps, "decoder": 1,
@@ -140,9 +142,26 @@ def test_who_cannot_run_the_graphs_is_told_with_the_reason(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    measured = compare(bundle, tiles=1, rounds=1, threads=1, others=("openvino",))
+    measured = compare(bundle, tiles=1, rounds=1, policy=CPU, others=("openvino",))
     assert "openvino" in measured["openvino_s"]
     assert {"engine_s", "torch_s", "ratio", "provider", "machine"} <= measured.keys()
+
+
+def test_a_bundle_of_another_method_is_refused_in_words(
+    translator_bundle: Callable[..., Path], bundle: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other)
+    read = read_bundle(other)
+    write_manifest(other, read.manifest.model_copy(update={"run": {"config": {"method": "aldm"}}}))
+    for folder in (translator_bundle("venous"), other):
+        result = CliRunner().invoke(app, ["bench", "engine", "--bundle", str(folder), "--full"])
+        assert result.exit_code == 78
+        assert "not an S²LDM by its run card" in result.output
+
+
+def test_the_matrix_peak_of_some_threads_asks_nobody_who_takes_more() -> None:
+    assert [len(_products(8, threads)) for threads in (0, 1)] == [3, 2]
 
 
 def test_a_variant_in_half_precision_is_written_measured_and_run_where_a_provider_asks_for_it(
@@ -300,7 +319,7 @@ def test_the_command_exports_and_refuses(checkpoint: Path, tmp_path: Path) -> No
 
 
 def test_engine_and_torch_do_the_same_work_in_the_benchmark(bundle: Path) -> None:
-    result = compare(bundle, tiles=1, rounds=1, threads=1)
+    result = compare(bundle, tiles=1, rounds=1, policy=CPU)
     assert result["difference_hu"] < 0.1
     assert result["ratio"] == pytest.approx(result["engine_s"] / result["torch_s"], rel=0.05)
     assert result["provider"] == "cpu"
