@@ -242,9 +242,12 @@ def _sweep(
     """Measure, write the three files, show one of them."""
     from train import sweep  # noqa: PLC0415
 
-    result = sweep.sweep(
-        folders, cases, policy, steps or sweep.STEPS, lambda text: typer.echo(text, err=True)
-    )
+    try:
+        result = sweep.sweep(
+            folders, cases, policy, steps or sweep.STEPS, lambda text: typer.echo(text, err=True)
+        )
+    except sweep.StepsTooMany as error:
+        raise typer.BadParameter(str(error)) from None
     result["seeds"] = seeds
     sweep.write(out, result)
     typer.echo(json.dumps(result) if as_json else (out / "sweep.md").read_text(encoding="utf-8"))

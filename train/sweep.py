@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,21 @@ COLUMNS = ("phase", "sampler", "steps", *HIGHER_IS_BETTER, "seconds")
 Told = Callable[[str], None]
 
 
+class StepsTooMany(Exception):
+    """A bundle's sampler can take none of the numbers of steps that were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A bundle under one sampler and number of steps, and what was measured of it."""
+
+    engine: Engine
+    phase: str
+    name: SamplerName
+    steps: int
+    rows: PhaseRows
+
+
 def sweep(
     bundles: Sequence[Path],
     cases: Iterable[Case],
@@ -46,20 +62,27 @@ def sweep(
 ) -> dict[str, Any]:
     """{"phases": {phase: {"model_id", "shipped", "samplers": {name: {"rows", "fewest", "reference"}}}}}.
 
-    A bundle of a family without a sampler has no phase here. ``told`` hears what is run. Raises what opening
-    and running a bundle raises.
+    A bundle of a family without a sampler has no phase here. One case is in memory at a time. ``told`` hears
+    what is run. Raises StepsTooMany, and what opening and running a bundle raises.
     """
-    kept = list(cases)
+    wanted, count = sorted(set(steps)), 0
     engines = [open_engine(folder, policy) for folder in bundles]
+    runs = [run for engine in engines for run in runs_of(engine, wanted)]
+    for count, case in enumerate(cases, 1):  # noqa: B007
+        for run in runs:
+            if run.phase in case.phases:
+                told(f"{case.name}, {run.phase}: {run.name}, {run.steps} steps")
+                measure_case(run.engine, case, run.rows)
+                run.rows.shown.clear()  # pictures, which nobody looks at here
     return {
         "phases": {
-            engine.bundle.manifest.phase: _phase(engine, kept, sorted(set(steps)), told)
+            engine.bundle.manifest.phase: _phase(engine, runs)
             for engine in engines
             if engine.bundle.manifest.sampler is not None
         },
-        "steps": sorted(set(steps)),
+        "steps": wanted,
         "tolerance": TOLERANCE,
-        "cases": len(kept),
+        "cases": count,
     }
 
 
@@ -68,31 +91,42 @@ def fitting(spec: SamplerSpec) -> tuple[SamplerName, ...]:
     return FITTING[spec.formulation]
 
 
-def _phase(engine: Engine, cases: Sequence[Case], steps: Sequence[int], told: Told) -> dict[str, Any]:
+def runs_of(engine: Engine, steps: Sequence[int]) -> list[Run]:
+    """Every sampler that fits a bundle under every number of steps that it can take; none without one."""
     spec = engine.bundle.manifest.sampler
+    if spec is None:
+        return []
+    possible = [count for count in steps if count <= spec.T]
+    if not possible:
+        raise StepsTooMany(f"{engine.bundle.manifest.model_id} takes at most {spec.T} steps: give fewer")
+    return [_run(engine, spec, name, count) for name in fitting(spec) for count in possible]
+
+
+def _run(engine: Engine, spec: SamplerSpec, name: SamplerName, steps: int) -> Run:
+    sigma = spec.sigma if name == spec.name else 0.0
+    changed = spec.model_dump() | {"name": name, "steps": steps, "sigma": sigma}
+    other = engine.with_sampler(SamplerSpec.model_validate(changed))
+    return Run(other, engine.bundle.manifest.phase, name, steps, PhaseRows(describe(engine)))
+
+
+def _phase(engine: Engine, runs: Sequence[Run]) -> dict[str, Any]:
+    manifest = engine.bundle.manifest
+    spec = manifest.sampler
     assert spec is not None
     return {
-        "model_id": engine.bundle.manifest.model_id,
+        "model_id": manifest.model_id,
         "shipped": {"sampler": spec.name, "steps": spec.steps},
         "samplers": {
-            name: judged([_row(engine, spec, name, count, cases, told) for count in steps if count <= spec.T])
+            name: judged(
+                [_row(run.steps, run.rows) for run in runs if (run.phase, run.name) == (manifest.phase, name)]
+            )
             for name in fitting(spec)
         },
     }
 
 
-def _row(
-    engine: Engine, spec: SamplerSpec, name: SamplerName, steps: int, cases: Sequence[Case], told: Told
-) -> dict[str, Any]:
+def _row(steps: int, rows: PhaseRows) -> dict[str, Any]:
     """Means over the cases that have the phase."""
-    sigma = spec.sigma if name == spec.name else 0.0
-    changed = spec.model_dump() | {"name": name, "steps": steps, "sigma": sigma}
-    other = engine.with_sampler(SamplerSpec.model_validate(changed))
-    phase, rows = engine.bundle.manifest.phase, PhaseRows(describe(engine))
-    told(f"{phase}: {name}, {steps} steps")
-    for case in cases:
-        if phase in case.phases:
-            measure_case(other, case, rows)
     found = summary(rows)
     organs = [organ["model_mae_hu"] for organ in found["organs"].values()]
     return {

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from engine.bundle import SamplerSpec
+from engine.bundle import SamplerSpec, read_bundle
 from engine.phantom import PhantomOptions, make_phantom
 from engine.pipeline import open_engine
 from engine.session import SessionPolicy
 from export.bundle import export_bundle
 from node.cli import app
+from node.models import SHIPPED
 from train import evaluate as evaluation
+from train import sweep
 from train.sweep import fitting, judged
 
 SMALL = PhantomOptions(shape=(24, 64, 64), spacing_mm=(9.0, 6.0, 6.0))
@@ -46,6 +52,56 @@ def test_the_command_writes_a_table_a_plot_and_json(
     assert swept["reference"] == 2
     assert "| venous | bridge | 1" in (tmp_path / "sweep.md").read_text()
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+@dataclass
+class Toy:
+    """An engine as the sweep sees it."""
+
+    bundle: Any
+
+    def with_sampler(self, spec: SamplerSpec) -> Toy:
+        return Toy(SimpleNamespace(manifest=self.bundle.manifest.model_copy(update={"sampler": spec})))
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every folder is the shipped venous bundle's manifest, without its graphs."""
+    manifest = read_bundle(SHIPPED / "venous").manifest
+    monkeypatch.setattr(sweep, "open_engine", lambda folder, policy: Toy(SimpleNamespace(manifest=manifest)))
+    monkeypatch.setattr(sweep, "describe", lambda engine: {})
+    monkeypatch.setattr(sweep, "_row", lambda steps, rows: GOOD | {"steps": steps})
+
+
+@pytest.mark.usefixtures("toy")
+def test_one_case_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, int]] = []
+    held: list[weakref.ref[Any]] = []
+
+    class Held(SimpleNamespace):
+        pass
+
+    def cases() -> Iterator[Any]:
+        for number in range(3):
+            assert sum(each() is not None for each in held) <= 1
+            case = Held(name=f"{number}", phases={"venous": None})
+            held.append(weakref.ref(case))
+            yield case
+            del case
+
+    def measure(engine: Any, case: Any, rows: Any) -> None:
+        seen.append((case.name, engine.bundle.manifest.sampler.steps))
+
+    monkeypatch.setattr(sweep, "measure_case", measure)
+    found = sweep.sweep([Path("venous")], cases(), SessionPolicy(), (2, 1))
+    assert seen == [(f"{number}", steps) for number in range(3) for steps in (1, 2)]
+    assert found["cases"] == 3
+
+
+@pytest.mark.usefixtures("toy")
+def test_steps_that_no_sampler_can_take_are_refused_in_words() -> None:
+    with pytest.raises(sweep.StepsTooMany, match="takes at most 1000 steps"):
+        sweep.sweep([Path("venous")], [], SessionPolicy(), (2000,))
 
 
 def test_the_fewest_steps_are_those_where_nothing_is_a_hundredth_worse() -> None:
