@@ -248,7 +248,8 @@ class EngineSettings(Frozen):
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seed of the models' noise. The same input, model and seed give the same output."""
     memory_bytes: int = Field(default=0, ge=0)
-    """Most GPU memory the models may take, in bytes; 0 is no limit."""
+    """Most GPU memory each model may take, in bytes, in equal parts for its graphs; 0 is no limit. A worker
+    holds a model a phase."""
 
 
 class WorkerSettings(Frozen):

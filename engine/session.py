@@ -44,7 +44,8 @@ class SessionPolicy(Frozen):
     device: Annotated[int, Field(ge=0)] = 0
     """Index of the GPU."""
     memory_bytes: Annotated[int, Field(ge=0)] = 0
-    """Most GPU memory ONNX Runtime may take; 0 is no limit."""
+    """Most GPU memory a bundle may take, shared equally by its graphs and the sums between them; 0 is no
+    limit."""
     tf32: bool = False
     """Let the GPU round to 10 bits in products: faster, up to 1e-3 off."""
     cuda_graph: bool = False
@@ -305,6 +306,8 @@ def _open_all(bundle: Bundle, provider: str, policy: SessionPolicy) -> tuple[dic
     on_gpu = provider in ("cuda", "tensorrt")
     if on_gpu:
         _load_nvidia_libraries()
+        sessions_of_bundle = len(bundle.manifest.graphs) + 1  # and the device's sums
+        policy = policy.model_copy(update={"memory_bytes": -(-policy.memory_bytes // sessions_of_bundle)})
     sessions = {name: _open(bundle, name, provider, policy) for name in bundle.manifest.graphs}
     if not on_gpu:
         return {name: Graph(name, session) for name, session in sessions.items()}, None

@@ -173,6 +173,23 @@ def test_threads_are_the_policy_s_or_every_core_allowed() -> None:
     assert refusing.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
 
 
+def test_a_bundle_s_graphs_share_its_gpu_memory_with_the_sums(
+    make_bundle: MakeBundle, a_gpu_that_says: Raises, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    a_gpu_that_says("nothing", "nowhere")
+    real = session._cuda_options
+
+    def listen(policy: SessionPolicy, captured: bool) -> dict[str, str]:
+        asked.append(real(policy, captured)["gpu_mem_limit"])
+        return real(policy, captured)
+
+    monkeypatch.setattr(session, "_cuda_options", listen)
+    monkeypatch.setattr(session, "open_device", session.provider_options)
+    open_graphs(make_bundle(), SessionPolicy(provider="cuda", memory_bytes=4_000))
+    assert asked == ["1000"] * 4
+
+
 def test_what_runs_is_told_with_what_was_found_and_what_would_be_faster() -> None:
     words = session.situation("cpu", SessionPolicy(threads=3))
     assert words.startswith("cpu with 3 threads; ONNX Runtime")
