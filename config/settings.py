@@ -236,7 +236,7 @@ class EngineSettings(Frozen):
     """ONNX Runtime execution provider. "auto" takes the best one found; any other that is absent is an error
     at start."""
     threads: int = Field(default=0, ge=0, le=1024)
-    """CPU threads of one model run; 0 lets ONNX Runtime choose."""
+    """CPU threads of one model run; 0 shares the cores that the node may use among worker.count workers."""
     devices: tuple[Annotated[int, Field(ge=0, le=255)], ...] = Field(default=(0,), min_length=1)
     """Numbers of the GPUs. Each worker takes one, in this order and over again; see worker.count."""
     cuda_graph: bool = False

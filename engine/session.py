@@ -40,7 +40,9 @@ class SessionPolicy(Frozen):
     provider: ProviderName = "auto"
     """``auto`` takes CUDA, then OpenVINO, then the CPU; the others run or are an error."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of one operator; 0 takes every core this process may use."""
+    """CPU threads of one operator; 0 takes this policy's share of the cores that this process may use."""
+    sharers: Annotated[int, Field(ge=1)] = 1
+    """Processes that work at once on these cores, where ``threads`` is 0."""
     device: Annotated[int, Field(ge=0)] = 0
     """Index of the GPU."""
     memory_bytes: Annotated[int, Field(ge=0)] = 0
@@ -85,6 +87,9 @@ AUTO = ("cuda", "openvino", "cpu")
 
 VARIANTS: Mapping[str, str] = {"cuda": "fp16", "tensorrt": "fp16"}
 """The variant of a bundle that a provider runs, where the bundle has it."""
+
+CGROUPS, CGROUP_OF_THIS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+"""Where Linux says how much of the processors a container or service may use."""
 
 NVIDIA_NODES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 """What the driver makes on Linux and on Linux under Windows."""
@@ -252,9 +257,28 @@ FASTER: Mapping[str, str] = {
 
 def cpu_threads(policy: SessionPolicy) -> int:
     """The threads one operator gets on the CPU."""
-    if policy.threads:
-        return policy.threads
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return policy.threads or max(1, cores() // policy.sharers)
+
+
+def cores() -> int:
+    """The cores this process may use: those it is bound to, or fewer where a cgroup limits their time."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([bound, *_quotas()]))
+
+
+def _quotas() -> Iterator[int]:
+    """The whole cores that this process's cgroup and those above it grant (cpu.max of cgroup v2)."""
+    try:
+        own = CGROUP_OF_THIS.read_text().partition("0::/")[2].splitlines()[0]
+    except (OSError, IndexError):
+        return
+    folder = CGROUPS / own
+    for group in (folder, *folder.parents):
+        if not group.is_relative_to(CGROUPS):
+            return
+        with contextlib.suppress(OSError, ValueError):  # the root has no such file; "max" is no number
+            quota, period = (group / "cpu.max").read_text().split()
+            yield -(-int(quota) // int(period))
 
 
 def session_options(provider: str, policy: SessionPolicy) -> ort.SessionOptions:

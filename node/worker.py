@@ -261,9 +261,10 @@ def local_time(epoch_s: float) -> datetime:
     return datetime.fromtimestamp(epoch_s, UTC).astimezone()
 
 
-def policy_of(engine: EngineSettings) -> SessionPolicy:
-    """Where the settings want the models to run."""
+def policy_of(engine: EngineSettings, workers: int = 1) -> SessionPolicy:
+    """Where the settings want the models to run, beside so many workers."""
     return SessionPolicy(
+        sharers=workers,
         provider=engine.provider,
         threads=engine.threads,
         device=engine.devices[0],
@@ -318,7 +319,7 @@ def serve(settings: Settings, stopping: Event) -> int:
     """
     keep_freed_memory()
     root = settings.storage.data_dir
-    engines = Engines(ModelStore(settings), policy_of(settings.engine))
+    engines = Engines(ModelStore(settings), policy_of(settings.engine, settings.worker.count))
     try:
         engines.active()
     except (BundleInvalid, ProviderMissing) as error:

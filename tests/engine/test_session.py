@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,6 +173,42 @@ def test_threads_are_the_policy_s_or_every_core_allowed() -> None:
     assert session_options("cpu", SessionPolicy()).intra_op_num_threads >= 1
     refusing = session_options("cuda", SessionPolicy(refuse_cpu_nodes=True))
     assert refusing.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+
+
+@pytest.mark.parametrize(
+    ("limits", "granted"),
+    [
+        ({}, 8),
+        ({"slice/node": "max 100000"}, 8),
+        ({"slice/node": "250000 100000"}, 3),
+        ({"slice": "200000 100000", "slice/node": "600000 100000"}, 2),
+        ({"slice/node": "10000 100000"}, 1),
+        ({"slice/other": "100000 100000"}, 8),
+        ({"slice/node": "nonsense"}, 8),
+        ({"": "400000 100000"}, 4),
+    ],
+)
+def test_a_cgroup_s_share_of_the_processors_limits_the_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, str], granted: int
+) -> None:
+    for group, words in limits.items():
+        (tmp_path / "cgroup" / group).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / group / "cpu.max").write_text(f"{words}\n")
+    (tmp_path / "self").write_text("1:cpu:/else\n0::/slice/node\n")
+    monkeypatch.setattr(session, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(session, "CGROUP_OF_THIS", tmp_path / "self")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert session.cpu_threads(SessionPolicy()) == granted
+    assert session.cpu_threads(SessionPolicy(sharers=3)) == max(1, granted // 3)
+    assert session.cpu_threads(SessionPolicy(threads=5, sharers=3)) == 5
+
+
+def test_a_system_without_cgroups_has_the_cores_it_is_bound_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "CGROUP_OF_THIS", tmp_path / "none")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5})
+    assert session.cpu_threads(SessionPolicy()) == 2
 
 
 def test_a_bundle_s_graphs_share_its_gpu_memory_with_the_sums(

@@ -348,6 +348,7 @@ def test_every_setting_of_where_models_run_reaches_them():
     policy = policy_of(settings)
     assert policy.model_dump(include=shared) == settings.model_dump(include=shared)
     assert policy.device == 1
+    assert policy_of(settings, 3).sharers == 3
 
 
 def test_each_worker_has_its_gpu(bench):
