@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -53,6 +54,8 @@ class SessionPolicy(Frozen):
     cuda_graph: bool = False
     """With provider ``cuda``, capture each graph's launches once and replay them: less waiting for the CPU,
     more memory held."""
+    engine_cache: Path | None = None
+    """Folder where TensorRT keeps the engines it has built, for the next start; None keeps none."""
     refuse_cpu_nodes: bool = False
     """With a GPU: an error where the runtime would place any node of a graph on the CPU."""
 
@@ -250,7 +253,7 @@ def situation(provider: str, policy: SessionPolicy) -> str:
 FASTER: Mapping[str, str] = {
     "cpu": "an NVIDIA GPU (cuda), or on Intel processors onnxruntime-openvino",
     "openvino": "an NVIDIA GPU (cuda)",
-    "cuda": "tensorrt, which builds its engines for minutes at every start",
+    "cuda": "tensorrt, which builds its engines for minutes when a model is first opened",
 }
 """What would be faster than a provider."""
 
@@ -308,8 +311,22 @@ def provider_options(provider: str, policy: SessionPolicy) -> list[tuple[str, di
     cuda = ("CUDAExecutionProvider", _cuda_options(policy, captured=policy.cuda_graph and provider == "cuda"))
     if provider == "cuda":
         return [cuda, ("CPUExecutionProvider", {})]
-    tensorrt = {"device_id": str(policy.device), "trt_fp16_enable": "0"}
+    tensorrt = {"device_id": str(policy.device), "trt_fp16_enable": "0"} | _engine_cache(policy)
     return [("TensorrtExecutionProvider", tensorrt), cuda, ("CPUExecutionProvider", {})]
+
+
+def _engine_cache(policy: SessionPolicy) -> dict[str, str]:
+    """Where TensorRT looks for what it has built before; it compares no weights: a folder for each graph."""
+    if policy.engine_cache is None:
+        return {}
+    policy.engine_cache.mkdir(parents=True, exist_ok=True)
+    folder = str(policy.engine_cache)
+    return {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": folder,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": folder,
+    }
 
 
 def _cuda_options(policy: SessionPolicy, captured: bool) -> dict[str, str]:
@@ -356,6 +373,23 @@ def open_device(kind: str, policy: SessionPolicy) -> Device:
 
 
 def _open(bundle: Bundle, name: str, provider: str, policy: SessionPolicy) -> ort.InferenceSession:
+    cache = policy.engine_cache
+    if cache is None or provider != "tensorrt":
+        return _load(bundle, name, provider, policy)
+    variant = variant_for(bundle, provider) or "plain"
+    cache = cache / f"{bundle.digest}-{ort.__version__}" / f"{name}-{variant}-{policy.device}"
+    policy = policy.model_copy(update={"engine_cache": cache})
+    had_engines = cache.is_dir() and any(cache.iterdir())
+    try:
+        return _load(bundle, name, provider, policy)
+    except ProviderMissing:
+        if not had_engines:
+            raise
+        shutil.rmtree(cache, ignore_errors=True)  # one may have been cut short by a crash
+        return _load(bundle, name, provider, policy)
+
+
+def _load(bundle: Bundle, name: str, provider: str, policy: SessionPolicy) -> ort.InferenceSession:
     asked = PROVIDERS[provider]
     try:
         with _quiet():

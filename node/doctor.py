@@ -142,7 +142,7 @@ def _models(settings: Settings, _now: float) -> Found:
 def _provider(settings: Settings, _now: float) -> Found:
     models = ModelStore(settings).active()
     for worker, (phase, folder) in product(range(_gpus_in_use(settings)), models.items()):
-        policy = policy_of(on_its_gpu(settings, worker).engine, settings.worker.count)
+        policy = policy_of(on_its_gpu(settings, worker), settings.worker.count)
         opened = open_graphs(read_bundle(folder), policy)
         if opened.fallback is None:
             variant = f" as {opened.variant}" if opened.variant else ""

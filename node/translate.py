@@ -210,7 +210,7 @@ def _examine(group: Group, rules: IntakeSettings) -> None:
 
 
 def _open_engines(settings: Settings) -> Mapping[str, Engine]:
-    return Engines(ModelStore(settings), policy_of(settings.engine)).active()
+    return Engines(ModelStore(settings), policy_of(settings)).active()
 
 
 @dataclass(frozen=True, slots=True)

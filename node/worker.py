@@ -24,7 +24,7 @@ from typing import IO
 
 import structlog
 
-from config.settings import EngineSettings, Settings
+from config.settings import Settings
 from engine.errors import BundleInvalid, GraphTooLarge, ProviderMissing
 from engine.pipeline import Engine, open_engine
 from engine.session import SessionPolicy
@@ -51,6 +51,8 @@ STALLED_S = 1800.0
 """Seconds without progress after which a job counts as hanging: no tile and no reading takes as long."""
 EXIT_STALLED = 70
 """EX_SOFTWARE of sysexits.h."""
+ENGINE_CACHE = "tensorrt"
+"""Folder of the data folder with what TensorRT has built; it may be removed at any time."""
 EXIT_NO_MEMORY = 75
 """EX_TEMPFAIL of sysexits.h: somebody else has the memory now, so starting again may help."""
 
@@ -261,10 +263,12 @@ def local_time(epoch_s: float) -> datetime:
     return datetime.fromtimestamp(epoch_s, UTC).astimezone()
 
 
-def policy_of(engine: EngineSettings, workers: int = 1) -> SessionPolicy:
+def policy_of(settings: Settings, workers: int = 1) -> SessionPolicy:
     """Where the settings want the models to run, beside so many workers."""
+    engine = settings.engine
     return SessionPolicy(
         sharers=workers,
+        engine_cache=settings.storage.data_dir / ENGINE_CACHE,
         provider=engine.provider,
         threads=engine.threads,
         device=engine.devices[0],
@@ -319,7 +323,7 @@ def serve(settings: Settings, stopping: Event) -> int:
     """
     keep_freed_memory()
     root = settings.storage.data_dir
-    engines = Engines(ModelStore(settings), policy_of(settings.engine, settings.worker.count))
+    engines = Engines(ModelStore(settings), policy_of(settings, settings.worker.count))
     try:
         engines.active()
     except (BundleInvalid, ProviderMissing) as error:

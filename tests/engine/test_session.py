@@ -228,6 +228,36 @@ def test_a_bundle_s_graphs_share_its_gpu_memory_with_the_sums(
     assert asked == ["1000"] * 4
 
 
+def test_tensorrt_keeps_its_engines_a_folder_a_graph_and_builds_a_broken_one_again(
+    make_bundle: MakeBundle, a_gpu_that_says: Raises, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    a_gpu_that_says("nothing", "nowhere")
+    monkeypatch.setattr(session, "available", lambda: ("tensorrt", "cuda", "cpu"))
+    pretend = ort.InferenceSession
+    folders: list[Path] = []
+
+    def load(graph: bytes, options: Any, providers: Any, enable_fallback: int) -> ort.InferenceSession:
+        name, given = providers[0]
+        if name == "TensorrtExecutionProvider":
+            assert given["trt_engine_cache_enable"] == "1"
+            folders.append(Path(given["trt_engine_cache_path"]))
+            if (folders[-1] / "cut short").exists():
+                raise RuntimeError("TensorRT EP could not deserialize engine from cache")
+        return pretend(graph, options, providers, enable_fallback)
+
+    monkeypatch.setattr(ort, "InferenceSession", load)
+    policy = SessionPolicy(provider="tensorrt", threads=1, engine_cache=tmp_path / "cache")
+    for bundle in (make_bundle(lift=0.1), make_bundle(lift=0.2)):
+        open_graphs(bundle, policy)
+    assert len(set(folders)) == len(folders) == 6
+    assert all(folder.is_relative_to(tmp_path / "cache") and folder.is_dir() for folder in folders)
+    (folders[-1] / "cut short").touch()
+    open_graphs(bundle, policy)
+    assert folders[6:] == [*folders[3:6], folders[5]]
+    plain = dict(provider_options("tensorrt", SessionPolicy()))["TensorrtExecutionProvider"]
+    assert "trt_engine_cache_enable" not in plain
+
+
 def test_what_runs_is_told_with_what_was_found_and_what_would_be_faster() -> None:
     words = session.situation("cpu", SessionPolicy(threads=3))
     assert words.startswith("cpu with 3 threads; ONNX Runtime")

@@ -11,7 +11,7 @@ from threading import Event, Thread
 import pytest
 from pydicom import dcmread
 
-from config.settings import EngineSettings
+from config.settings import EngineSettings, Settings, StorageSettings
 from engine.bundle import read_bundle
 from engine.errors import BundleInvalid, GraphTooLarge, SynthesisFailed
 from engine.session import SessionPolicy
@@ -339,22 +339,24 @@ def test_work_goes_on_until_told_to_stop(bench, new_series):
     assert bench.ledger.job(job_id).state is State.BUILT
 
 
-def test_every_setting_of_where_models_run_reaches_them():
+def test_every_setting_of_where_models_run_reaches_them(tmp_path):
     settings = EngineSettings(
         provider="cpu", threads=3, devices=(1, 0), memory_bytes=5_000_000, cuda_graph=True
     )
     shared = EngineSettings.model_fields.keys() & SessionPolicy.model_fields.keys()
     assert shared == {"provider", "threads", "memory_bytes", "cuda_graph"}
-    policy = policy_of(settings)
+    whole = Settings(engine=settings, storage=StorageSettings(data_dir=tmp_path))
+    policy = policy_of(whole)
     assert policy.model_dump(include=shared) == settings.model_dump(include=shared)
     assert policy.device == 1
-    assert policy_of(settings, 3).sharers == 3
+    assert policy.engine_cache == tmp_path / "tensorrt"
+    assert policy_of(whole, 3).sharers == 3
 
 
 def test_each_worker_has_its_gpu(bench):
     engine = EngineSettings(devices=(2, 0, 1))
     settings = bench.settings.model_copy(update={"engine": engine})
-    assert [policy_of(on_its_gpu(settings, n).engine).device for n in range(5)] == [2, 0, 1, 2, 0]
+    assert [policy_of(on_its_gpu(settings, n)).device for n in range(5)] == [2, 0, 1, 2, 0]
     assert on_its_gpu(settings, 1).model_copy(update={"engine": engine}) == settings
 
 
