@@ -46,9 +46,13 @@ class Outbox:
         if self._failed is not None:
             self._room.release()
             raise self._failed
-        future = self._pool.submit(put, self._spool, instance, job_id=self._job_id, phase=phase, kind=kind)
+        future = self._pool.submit(self._kept, phase, kind, instance)
         future.add_done_callback(self._settle)
         self._puts.append(future)
+
+    def _kept(self, phase: str, kind: str, instance: Instance) -> Output:
+        with self._spool.keeping():  # nobody takes the folder away with an older file meanwhile
+            return put(self._spool, instance, job_id=self._job_id, phase=phase, kind=kind)
 
     def _settle(self, future: Future[Output]) -> None:
         if not future.cancelled() and self._failed is None:

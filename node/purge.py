@@ -23,9 +23,6 @@ log = structlog.get_logger(__name__)
 
 DAY_S = 86_400.0
 
-STRAY_S = DAY_S
-"""Seconds after which a file that no row names is a stray: a job that runs has files there already."""
-
 
 @dataclass(frozen=True, slots=True)
 class Weight:
@@ -119,18 +116,21 @@ def purge_quarantine(ledger: Ledger, spool: Spool, before: float, clock: Callabl
 def remove_strays(ledger: Ledger, spool: Spool, before: float, beat: Callable[[], None]) -> int:
     """Remove files of the outbox from before then that no row of the ledger names; how many.
 
-    They are of results that were being placed when their worker was killed, or a late slice superseded their
-    job. Nobody is between placing and recording under ``spool.removing()``. What was received is never a
-    stray: somebody may have been promised it.
+    What a running attempt has made so far has no row either: ``before`` is when the oldest of them began.
+    Strays are of results that were being placed when their worker was killed, or a late slice superseded
+    their job. Nobody is between placing and recording under ``spool.removing()``. What was received is never
+    a stray: somebody may have been promised it.
     """
     removed = 0
     for series_instance_uid, paths in spool.made():
         beat()
-        if paths <= ledger.made_files(series_instance_uid):
+        unknown = paths - ledger.made_files(series_instance_uid)
+        strays = {path for path in unknown if _is_from_before(path, before)}
+        if not strays:
             continue
         with spool.removing():
-            unknown = paths - ledger.made_files(series_instance_uid)
-            removed += sum(spool.remove(path) > 0 for path in unknown if _is_from_before(path, before))
+            strays -= ledger.made_files(series_instance_uid)
+            removed += sum(spool.remove(path) > 0 for path in strays)
     return removed
 
 
@@ -157,7 +157,7 @@ class Retention:
 
     def run(self) -> None:
         """Remove what nobody knows of and what has grown old."""
-        strays = remove_strays(self.ledger, self.spool, self.clock() - STRAY_S, self.beat)
+        strays = remove_strays(self.ledger, self.spool, self.ledger.working_since(self.clock()), self.beat)
         if strays:
             log.info("strays removed", files=strays)
         for state, days in days_of(self.settings).items():

@@ -277,6 +277,11 @@ class Ledger:
         with self._store.writing() as db:
             leases.release(db, job_id, owner, now=now, not_before=not_before, reason=reason, counted=counted)
 
+    def working_since(self, now: float) -> float:
+        """When the attempt began that has been running for longest; ``now`` where nothing is running."""
+        with self._store.reading() as db:
+            return leases.working_since(db, now)
+
     def revoke_leases(self, now: float, reason: str) -> list[int]:
         """Take every running job from its worker, which can record nothing of it; their numbers.
 

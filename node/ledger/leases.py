@@ -59,6 +59,15 @@ def release(
     _note(db, job_id, now, reason)
 
 
+def working_since(db: sqlite3.Connection, now: float) -> float:
+    """When the attempt began that has been running for longest; ``now`` where nothing is running."""
+    began = db.execute(
+        "SELECT min((SELECT max(at) FROM event WHERE event.job_id = job.id AND event.note LIKE 'attempt %'))"
+        " FROM job WHERE state = 'READY' AND owner IS NOT NULL"
+    ).fetchone()[0]
+    return now if began is None else float(began)
+
+
 def revoke(db: sqlite3.Connection, now: float, reason: str) -> list[int]:
     """Take every running job from its worker, as if it had never been begun; their numbers."""
     rows = db.execute(

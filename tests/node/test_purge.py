@@ -13,7 +13,7 @@ import pytest
 
 from config.settings import RetentionSettings
 from node.ledger import Ledger, Output, ReceivedInstance, SetAside
-from node.purge import STRAY_S, Retention, Tally, purge, purge_quarantine, remove_strays, weigh
+from node.purge import Retention, Tally, purge, purge_quarantine, remove_strays, weigh
 from node.spool import Spool
 from node.states import PURGEABLE, State
 
@@ -187,12 +187,20 @@ def test_a_result_that_was_placed_and_never_recorded_goes_and_nothing_else(folde
     assert folder.files() == kept | {"inbox/1.5/9.dcm"}
 
 
-def test_a_result_is_no_stray_while_its_job_may_still_run(folder: Folder) -> None:
-    made = folder.spool.place(b"synthetic", "outbox/2.25.900/2.25.900.1.dcm").path
-    keep = Retention(RetentionSettings(), folder.ledger, folder.spool, time.time, lambda: None)
+def test_what_a_running_attempt_has_made_is_no_stray_and_what_lay_there_before_is(folder: Folder) -> None:
+    job_id = folder.job(State.READY)
+    began = time.time()
+    assert folder.ledger.lease("w", began, 60.0) is not None
+    made, older = (
+        folder.spool.place(b"synthetic", f"outbox/2.25.{job_id}/2.25.90{number}.dcm").path
+        for number in (1, 2)
+    )
+    os.utime(older, times=(0, began - 60))
+    keep = Retention(RetentionSettings(), folder.ledger, folder.spool, lambda: time.time() + 60, lambda: None)
     keep.run()
     assert made.exists()
-    os.utime(made, times=(0, time.time() - STRAY_S - 60))
+    assert not older.exists()
+    folder.ledger.release(job_id, "w", began, began, "killed")
     keep.run()
     assert not made.exists()
 
