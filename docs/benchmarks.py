@@ -39,23 +39,16 @@ Table = tuple[Sequence[str], list[tuple[str, ...]]]
 
 def main(arguments: Sequence[str] = ()) -> None:
     """Run the commands named, or all, and write their JSON."""
+    from train.run import commit  # noqa: PLC0415 (tables are made without torch)
+
+    measured = {"commit": commit() or "", "date": f"{date.today()}"}  # before the first of them is written
     found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
     for key in arguments or COMMANDS:
         command = [sys.executable, "-m", "node.cli", "bench", *COMMANDS[key], "--json"]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found[key] = json.loads(done.stdout)
-        found[key] |= {"load": round(os.getloadavg()[0], 1), "commit": commit(), "date": f"{date.today()}"}
+        found[key] |= {"load": round(os.getloadavg()[0], 1), **measured}
         FILE.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def commit() -> str:
-    """The commit of this working tree, with -dirty where files differ from it; empty where there is none."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, cwd=FILE.parent, check=False, capture_output=True, text=True)
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip()
 
 
 def tables(found: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:

@@ -75,9 +75,16 @@ def deliver(peer: StoreDestination, files: Sequence[Path]) -> Iterator[Answer]:
         raise DestinationRefused(refused[0], f"{meaning} ({len(refused)} of {len(files)} instances)")
 
 
+@contextmanager
+def _line(peer: StoreDestination, metas: Sequence[Dataset]) -> Iterator[Association]:
+    """An association over which every file can be sent; raises what ``associated`` and the contexts do."""
+    with associated(peer, contexts_for(metas)) as assoc:
+        require_contexts(assoc, metas)
+        yield assoc
+
+
 def _over_one(peer: StoreDestination, files: Sequence[Path], metas: Sequence[Dataset]) -> Iterator[Answer]:
-    with associated(peer, contexts_for(metas)) as line:
-        require_contexts(line, metas)
+    with _line(peer, metas) as line:
         for path, meta in zip(files, metas, strict=True):
             yield _answer(line, path, meta)
 
@@ -89,18 +96,13 @@ def _over_several(
 
     The answers to what is still on its way then come first.
     """
-    contexts, todo = contexts_for(metas), iter(list(zip(files, metas, strict=True)))
+    todo = iter(list(zip(files, metas, strict=True)))
     trouble: Exception | None = None
     with ExitStack() as lines, ThreadPoolExecutor(count, f"to {peer.name}") as pool:
 
-        def opened() -> tuple[Association, None]:
-            line = lines.enter_context(associated(peer, contexts))
-            require_contexts(line, metas)
-            return line, None
-
         def opened_if_accepted() -> tuple[Association | None, None]:
             try:
-                return opened()
+                return lines.enter_context(_line(peer, metas)), None
             except (DestinationUnreachable, DestinationRefused) as error:
                 log.info("fewer associations", destination=peer.name, reason=str(error))
                 return None, None
@@ -108,7 +110,7 @@ def _over_several(
         def sent(line: Association, path: Path, meta: Dataset) -> tuple[Association, Answer]:
             return line, _answer(line, path, meta)
 
-        first, _ = opened()
+        first = lines.enter_context(_line(peer, metas))
         at_work: set[Future[Any]] = {pool.submit(sent, first, *next(todo))}
         at_work |= {pool.submit(opened_if_accepted) for _ in range(1, count)}
         while at_work:
