@@ -8,7 +8,6 @@ costs.
 from __future__ import annotations
 
 import math
-import os
 import platform
 import socket
 import statistics
@@ -41,6 +40,7 @@ from pynetdicom.pdu_primitives import (
 from pynetdicom.presentation import build_context
 
 from config.settings import ListenSettings
+from engine.session import cores
 from node.ledger import Ledger
 from node.receive import SUCCESS, Answer, Arrival, Receiver, file_head
 from node.scp import Listener
@@ -100,8 +100,14 @@ def bench_receive(
             "instances_per_second": _median(one.kept_of_four for one in measured),
             "throwaway_instances_per_second": _median(one.thrown_of_four for one in measured),
         },
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "machine": machine(),
     }
+
+
+def machine() -> str:
+    """This machine in words: the cores are those that this process may use."""
+    mine = cores()
+    return f"{mine} core{'s' if mine > 1 else ''}, {platform.machine()}, Python {platform.python_version()}"
 
 
 def _median(figures: Iterable[float]) -> float:

@@ -10,8 +10,6 @@ find memory that nobody used before is no part of what follows.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -36,6 +34,7 @@ from engine.session import SessionPolicy, cpu_threads
 from engine.volume import Float32, Geometry, Volume
 from node import scu
 from node.archive import Archive
+from node.bench import machine
 from node.build import outputs_of, read_examined
 from node.demo import ARCHIVE_AE, NODE_AE, QUIET_S, demo_settings, local_peer, wait_for_jobs
 from node.errors import NodeError
@@ -95,11 +94,6 @@ def bench_job(
         "side": side,
         "jobs": jobs,
     }
-
-
-def machine() -> str:
-    """This machine in words."""
-    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
 
 
 def _in_a_process(bundle: Path, slices: int, side: int, threads: int, folder: Path) -> dict[str, Any]:

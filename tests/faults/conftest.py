@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -30,6 +29,7 @@ from pynetdicom import AE
 
 from config.settings import Settings
 from engine.session import SessionPolicy
+from node.bench import machine
 from node.build import build
 from node.ledger import LEDGER_FILE, Ledger
 from node.models import ModelStore
@@ -116,10 +116,6 @@ def picture() -> Callable[[str], Path]:
         return folder / f"{experiment}.png"
 
     return place
-
-
-def machine() -> str:
-    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
