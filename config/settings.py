@@ -245,6 +245,8 @@ class EngineSettings(Frozen):
     bundles_dir: Literal[""] | Folder = ""
     """Folder with further model bundles, one folder each. Empty: only the shipped ones and those under
     data_dir/models."""
+    phases: tuple[Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,32}$")], ...] = ()
+    """Phases to make, such as ["venous"]. Empty: every phase that has a model."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seed of the models' noise. The same input, model and seed give the same output."""
     memory_bytes: int = Field(default=0, ge=0)

@@ -168,6 +168,7 @@ def bench_journey(
     slices: int = JOURNEY_SLICES,
     *,
     side: int = SIDE,
+    phases: Sequence[str] = (),
     models: Sequence[Path] = (),
     folder: Path = Path("build"),
     limit_s: float = JOURNEY_LIMIT_S,
@@ -175,22 +176,29 @@ def bench_journey(
     """A node's own time: from the answer to the last C-STORE to the last slice in the archive.
 
     ``own_s`` is what remains of it without settling (the quiet time that is configured) and without the
-    models' graphs. ``models`` stand in for those that are shipped. Raises JourneyFailed.
+    models' graphs. ``models`` stand in for those that are shipped; of those only ``phases`` run, where any is
+    named. Raises JourneyFailed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="bench-journey-") as name:
         folders = [
             write_body(Path(name) / str(seed), slices, side, seed) for seed in range(SEED, SEED + BEFORE + 1)
         ]
-        return _travel(Path(name), folders, models, limit_s)
+        return _travel(Path(name), folders, phases, models, limit_s)
 
 
 def _travel(
-    work: Path, series: Sequence[Sequence[Path]], models: Sequence[Path], limit_s: float
+    work: Path,
+    series: Sequence[Sequence[Path]],
+    phases: Sequence[str],
+    models: Sequence[Path],
+    limit_s: float,
 ) -> dict[str, Any]:
     folder = work / "archive"
     with _archive_beside(folder) as archive:
         settings = demo_settings(work / "node", archive.recv())
+        engine = settings.engine.model_copy(update={"phases": tuple(phases)})
+        settings = settings.model_copy(update={"engine": engine})
         for model in models:
             ModelStore(settings).activate(model)
         graphs = {

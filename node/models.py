@@ -75,6 +75,7 @@ class ModelStore:
     ) -> None:
         self._folder = settings.storage.data_dir / "models"
         self._more = Path(settings.engine.bundles_dir) if settings.engine.bundles_dir else None
+        self._wanted = settings.engine.phases
         self._shipped = shipped
         self._clock = clock
 
@@ -97,11 +98,15 @@ class ModelStore:
         raise BundleInvalid(Path(name), "no such folder, and no known model has this id")
 
     def active(self) -> Mapping[str, Path]:
-        """The folder of the active bundle of each phase; raises BundleInvalid where there is none at all."""
+        """The active bundle's folder of each phase that is wanted; raises BundleInvalid where one has none."""
         found = self._active()
         if not found:
             raise BundleInvalid(self._shipped, "no bundle is shipped and none was activated")
-        return found
+        lacking = sorted(set(self._wanted) - found.keys())
+        if lacking:
+            reason = f"no model is active for {', '.join(lacking)}, which engine.phases asks for"
+            raise BundleInvalid(self._shipped, reason)
+        return {phase: folder for phase, folder in found.items() if phase in (self._wanted or found)}
 
     def activate(self, folder: Path) -> Bundle:
         """Verify, copy and activate a bundle for its phase; raises BundleInvalid and then changes nothing."""

@@ -102,11 +102,15 @@ def journey(
             "--bundle", help="Bundle to use for its phase; may be given again. Default: the shipped."
         ),
     ] = None,
+    phase: Annotated[
+        list[str] | None,
+        typer.Option("--phase", help="Phase to make; may be given again. Default: every phase."),
+    ] = None,
     folder: Folder = BUILD,
     as_json: AsJson = False,
 ) -> None:
     """Measure a node from the last C-STORE to the last slice in an archive, all on this machine."""
-    result = bench_job.bench_journey(slices, side=side, models=model or (), folder=folder)
+    result = bench_job.bench_journey(slices, side=side, phases=phase or (), models=model or (), folder=folder)
     if as_json:
         show_json(result)
         return

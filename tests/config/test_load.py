@@ -164,7 +164,12 @@ def test_the_message_has_one_line_a_problem(tmp_path: Path) -> None:
 
 def test_the_digest_follows_what_changes_a_result_and_nothing_else(tmp_path: Path) -> None:
     plain = Settings().digest()
-    for text in ("[listen]\nport = 1", "[engine]\nthreads = 3", '[outputs]\nkinds = ["enhancement_map"]'):
+    for text in (
+        "[listen]\nport = 1",
+        "[engine]\nthreads = 3",
+        '[engine]\nphases = ["venous"]',
+        '[outputs]\nkinds = ["enhancement_map"]',
+    ):
         assert loaded(tmp_path, text).digest() == plain, text
     for text in ("[engine]\nseed = 3", '[outputs]\nstation_name = "B"', "[intake]\nmin_slices = 9"):
         assert loaded(tmp_path, text).digest() != plain, text

@@ -73,3 +73,8 @@ def test_a_journey_is_measured_until_the_last_slice_is_in_the_archive(tmp_path: 
     parts = measured["quiet_s"] + measured["graphs_s"] + measured["own_s"]
     assert parts == pytest.approx(measured["seconds"], abs=0.01)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journey_of_one_phase_brings_back_that_one(tmp_path: Path) -> None:
+    measured = bench_journey(24, side=96, phases=["venous"], folder=tmp_path)
+    assert (measured["phases"], measured["instances_back"]) == (["venous"], 24)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -144,6 +144,17 @@ def test_a_model_is_found_by_path_id_or_digest(store: ModelStore, translator_bun
 def test_no_bundle_at_all_is_an_error_with_words(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(BundleInvalid, match="none was activated"):
         ModelStore(settings, shipped=tmp_path / "nothing").active()
+
+
+def test_only_the_phases_that_are_asked_for_are_made(shipped: Path, tmp_path: Path) -> None:
+    def active(*phases: str) -> Mapping[str, Path]:
+        values = {"storage": {"data_dir": str(tmp_path)}, "engine": {"phases": phases}}
+        return ModelStore(Settings.model_validate(values), shipped=shipped).active()
+
+    assert active("venous") == {"venous": shipped / "venous"}
+    assert active("venous", "arterial") == active()
+    with pytest.raises(BundleInvalid, match=r"no model is active for delayed, which engine\.phases asks for"):
+        active("venous", "delayed")
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"format": 2}', '{"format": 1, "other": 1}'])
