@@ -98,7 +98,7 @@ class ModelStore:
         raise BundleInvalid(Path(name), "no such folder, and no known model has this id")
 
     def active(self) -> Mapping[str, Path]:
-        """The active bundle's folder of each phase that is wanted; raises BundleInvalid where one has none."""
+        """The active bundle's folder of each wanted phase; raises BundleInvalid where one has none."""
         found = self._active()
         if not found:
             raise BundleInvalid(self._shipped, "no bundle is shipped and none was activated")
