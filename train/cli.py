@@ -85,16 +85,29 @@ def diffusion(
 def joint(
     config: ConfigFile,
     diffusion: StageTwoFolder = Path("runs/diffusion"),
+    learned: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="A finished stage 3, which learns on in place of --diffusion's networks."
+        ),
+    ] = None,
     out: OutFolder = Path("runs/joint"),
     phase: PhaseName = None,
     cache: CacheFolder = DEFAULT_CACHE,
     resume: Resume = False,
 ) -> None:
     """Stage 3, not in the paper: denoiser and decoder learn together from what they paint (bridge)."""
-    from train.s2ldm.train_joint import train_joint  # noqa: PLC0415
+    from train import checkpoint  # noqa: PLC0415
+    from train.s2ldm.go_on import go_on_with_joint  # noqa: PLC0415
+    from train.s2ldm.train_joint import STAGE, train_joint  # noqa: PLC0415
 
     with _training():
-        train_joint(_load(config, phase), diffusion, out, cache, resume)
+        settings = _load(config, phase)
+        if learned is None:
+            train_joint(settings, diffusion, out, cache, resume)
+        else:
+            start = checkpoint.load(checkpoint.file_of(learned), STAGE)
+            go_on_with_joint(settings, start, out, cache, resume)
 
 
 def _method_command(name: str, entry: Entry) -> Callable[..., None]:

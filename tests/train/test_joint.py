@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
+from typer.testing import CliRunner
 
 from engine import samplers
 from engine.volume import Float32
+from node.cli import app
 from train import checkpoint as ckpt
 from train.config import TrainConfig
 from train.s2ldm import train_joint as three
 from train.s2ldm.formulation import sampler_spec
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def joint(config: TrainConfig, steps: int) -> TrainConfig:
@@ -38,6 +43,27 @@ def test_stage_three_improves_what_is_painted_and_leaves_encoder_and_codebook(
     for moving in ("denoiser.", "autoencoder.decoder.", "autoencoder.exit."):
         assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith(moving))
     assert figure(tmp_path / "three") > figure(trained.stage_two)
+
+
+def test_a_finished_stage_three_learns_on(trained: Any, tmp_path: Path) -> None:
+    first, on, config = tmp_path / "three", tmp_path / "on", tmp_path / "still.toml"
+    three.train_joint(trained.config, trained.stage_two, first, trained.cache)
+    tiny = REPOSITORY / "config" / "train" / "tiny.toml"
+    config.write_text(f'extends = "{tiny}"\n[joint]\noptimiser = {{ lr = 1e-12 }}\nloop = {{ steps = 2 }}\n')
+
+    def learn_on(run: Path) -> Result:
+        words = ["train", "joint", "--config", str(config), "--from", str(run), "--out", str(on)]
+        return CliRunner().invoke(app, [*words, "--cache", str(trained.cache)])
+
+    done = learn_on(first)
+    assert done.exit_code == 0, done.output
+    before, after = (ckpt.load(ckpt.file_of(run)) for run in (first, on))
+    assert (before.step, after.step) == (40, 2)
+    for name, weights in before.states["translator"].items():
+        torch.testing.assert_close(after.states["translator"][name], weights, rtol=0, atol=1e-6)
+    refused = learn_on(trained.stage_two)
+    assert refused.exit_code == 1
+    assert "of stage 'diffusion', not 'joint'" in refused.output
 
 
 def figure(folder: Path) -> float:
