@@ -6,7 +6,7 @@ check → body box → model grid → tiles through the family → residual → 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -24,7 +24,7 @@ from engine.errors import BundleInvalid, GraphTooLarge, SynthesisFailed, VolumeU
 from engine.families import FAMILIES
 from engine.grid import Grid, model_grid, slab_by_slab, to_model, to_source
 from engine.noise import NoiseField
-from engine.session import Graph, Runs, SessionPolicy, Timed, cpu_threads, open_graphs
+from engine.session import Encoded, Graph, Once, Runs, SessionPolicy, Timed, cpu_threads, open_graphs
 from engine.synthesis import Finding, Synthesis
 from engine.tiles import TilePlan, blend, plan_tiles
 from engine.volume import Float32, Geometry, Shape3, Volume
@@ -94,19 +94,31 @@ class Engine:
         seed: int,
         progress: Progress = lambda fraction: None,
         body: Body | None = None,
+        encoded: Encoded | None = None,
     ) -> Synthesis:
         """The bundle's phase on ``volume``'s grid; the same volume and seed give the same bytes.
 
         ``progress`` is told fractions from 0 to 1; ``body`` is what ``find_body`` finds, where that is known
-        already. Where ``auto`` took an accelerator whose memory is full, this volume goes to the CPU and a
-        finding says so. Raises VolumeUnsupported, SynthesisFailed or GraphTooLarge.
+        already. ``encoded`` is what an engine of the same :attr:`encoding` has kept of this volume and body:
+        it is used, and what is missing is added. Where ``auto`` took an accelerator whose memory is full,
+        this volume goes to the CPU and a finding says so. Raises VolumeUnsupported, SynthesisFailed or
+        GraphTooLarge.
         """
         try:
-            return self._synthesize(volume, seed, progress, body)
+            return self._synthesize(volume, seed, progress, body, encoded)
         except GraphTooLarge as error:
             if self._policy.provider != "auto" or self.provider == "cpu":
                 raise
-            return self._without_accelerator(error)._synthesize(volume, seed, progress, body)
+            return self._without_accelerator(error)._synthesize(volume, seed, progress, body, None)
+
+    @property
+    def encoding(self) -> Hashable:
+        """What the encodings of a volume's tiles follow from: engines that agree in it may share them."""
+        m = self.bundle.manifest
+        graphs = m.variants[self.variant] if self.variant else m.graphs
+        encoders = sorted(FAMILIES[m.family].encoders & graphs.keys())
+        files = tuple((name, m.files[graphs[name]]) for name in encoders)
+        return (files, m.window_hu, m.spacing_mm, m.tile, m.overlap, m.latent, self.provider)
 
     def _without_accelerator(self, why: GraphTooLarge) -> Engine:
         """The same model on the CPU; its sessions are kept for the next time."""
@@ -116,7 +128,9 @@ class Engine:
         self._on_cpu._fallback = str(why)
         return self._on_cpu
 
-    def _synthesize(self, volume: Volume, seed: int, progress: Progress, body: Body | None) -> Synthesis:
+    def _synthesize(
+        self, volume: Volume, seed: int, progress: Progress, body: Body | None, encoded: Encoded | None
+    ) -> Synthesis:
         manifest = self.bundle.manifest
         check_volume(volume, manifest, self.limits)
         seconds: dict[str, float] = {}
@@ -128,7 +142,10 @@ class Engine:
             x = to_model(volume.hu, grid, self._threads)
             np.clip(x, *manifest.window_hu, out=x)
         with _timed(seconds, "tiles"):
-            guide = self._translate(x, body, grid, seed, seconds, lambda done: progress(MODEL_SHARE * done))
+            graphs: dict[str, Runs] = {n: Timed(graph, n, seconds) for n, graph in self._graphs.items()}
+            guide, tiles = self._translate(
+                x, body, grid, seed, graphs, encoded, lambda done: progress(MODEL_SHARE * done)
+            )
         seconds["tiles"] -= sum(seconds.get(name, 0.0) for name in manifest.graphs)
         with _timed(seconds, "compose"):
             residual = np.subtract(guide, x, out=x)
@@ -137,12 +154,19 @@ class Engine:
             _keep_to_body(residual, body, grid)
             hu = _compose(volume.hu, residual, grid, manifest, self._threads)
         progress(1.0)
-        return self._synthesis(volume.with_array(hu), seed, seconds, grid)
+        return self._synthesis(volume.with_array(hu), seed, seconds, grid, tiles)
 
     def _translate(
-        self, x: Float32, body: Body, grid: Grid, seed: int, seconds: dict[str, float], progress: Progress
-    ) -> Float32:
-        """D(ẑ) in HU on the model grid, a tile at a time; each graph's time is added to ``seconds``.
+        self,
+        x: Float32,
+        body: Body,
+        grid: Grid,
+        seed: int,
+        graphs: Mapping[str, Runs],
+        encoded: Encoded | None,
+        progress: Progress,
+    ) -> tuple[Float32, int]:
+        """D(ẑ) in HU on the model grid, a tile at a time, and how many tiles went through the graphs.
 
         Where a tile holds air alone, or nothing near the body, x stays: the source is kept there whatever
         the model would say.
@@ -151,23 +175,35 @@ class Engine:
         family = FAMILIES[manifest.family]
         plan = plan_for(manifest, x.shape)
         noise = NoiseField(seed, latent_plane(manifest, plan))
-        graphs: dict[str, Runs] = {n: Timed(graph, n, seconds) for n, graph in self._graphs.items()}
         low, high = manifest.window_hu
         half = (high - low) / 2
+        run = 0
+
+        def at(start: Shape3) -> Mapping[str, Runs]:
+            if encoded is None:
+                return graphs
+            encoders = {
+                n: Once(graphs[n], (n, start), encoded, self._put) for n in family.encoders & graphs.keys()
+            }
+            return {**graphs, **encoders}
 
         def translate(tile: Float32, start: Shape3) -> Float32:
+            nonlocal run
             if tile.max() <= low or not holds_body(body, grid, start, plan.tile):
                 return tile
+            run += 1
             normalised = self._put(((tile - low) / half - 1)[None, None])
-            x_c = np.asarray(family.translate(manifest, graphs, noise, normalised, start))[0, 0]
+            x_c = np.asarray(family.translate(manifest, at(start), noise, normalised, start))[0, 0]
             return _checked(x_c, tile.shape) * half + (low + half)
 
         result = np.empty_like(x)
         for where, slab in blend(x, plan, translate, progress):
             result[where] = slab
-        return result
+        return result, run
 
-    def _synthesis(self, volume: Volume, seed: int, seconds: Mapping[str, float], grid: Grid) -> Synthesis:
+    def _synthesis(
+        self, volume: Volume, seed: int, seconds: Mapping[str, float], grid: Grid, tiles: int
+    ) -> Synthesis:
         manifest = self.bundle.manifest
         sampler = manifest.sampler if manifest.family == "s2ldm" else None
         return Synthesis(
@@ -181,6 +217,7 @@ class Engine:
             steps=sampler.steps if sampler else 0,
             sampler=sampler.name if sampler else "none",
             provider=f"{self.provider} {self.variant}".strip(),
+            tiles=tiles,
             seconds=seconds,
             findings=tuple(self._findings(grid)),
         )

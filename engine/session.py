@@ -12,7 +12,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -27,7 +27,7 @@ from engine.bundle import Bundle
 from engine.device import Device, Resident, as_array, run_bound
 from engine.errors import BundleInvalid, GraphTooLarge, ProviderMissing
 from engine.failures import BROKEN_GRAPH, RUNTIME_ERRORS, as_ours, is_full
-from engine.volume import Float32
+from engine.volume import Float32, Shape3
 
 ProviderName = Literal["auto", "cuda", "tensorrt", "openvino", "cpu"]
 
@@ -174,6 +174,33 @@ class Timed:
         began = perf_counter()
         output = self.graph(**inputs)
         self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + perf_counter() - began
+        return output
+
+    @property
+    def inputs(self) -> Mapping[str, tuple[int | str | None, ...]]:
+        """The graph's."""
+        return self.graph.inputs
+
+
+Encoded = dict[tuple[str, Shape3], Float32]
+"""What graphs said of a volume's tiles: (graph, the tile's first voxel) → its output, on the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """A graph that is asked of one tile and run only where nobody has kept what it says of it."""
+
+    graph: Runs
+    key: tuple[str, Shape3]
+    kept: Encoded
+    put: Callable[[Float32], Float32]
+
+    def __call__(self, **inputs: Float32) -> Float32:
+        """What the graph gives, or gave before."""
+        if self.key in self.kept:
+            return self.put(self.kept[self.key])
+        output = self.graph(**inputs)
+        self.kept[self.key] = np.asarray(output).copy()  # a captured graph writes over it at its next call
         return output
 
     @property

@@ -34,6 +34,8 @@ class Synthesis:
     """Name of the sampler; "none" for a family without one."""
     provider: str
     """The execution provider that ran, and the bundle's variant if it was one: "cuda fp16"."""
+    tiles: int
+    """How many tiles went through the graphs; the plan's others hold air alone."""
     seconds: Mapping[str, float]
     """Stage → wall-clock seconds, which sum up to the whole: body, resample, each graph by its name, tiles
     (cutting, blending and the sampler's own sums), compose."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from config.intake import IntakeSettings
 from engine.body import find_body
 from engine.pipeline import Engine
+from engine.session import Encoded
 from engine.synthesis import Synthesis
 from node.intake import examine_headers, examine_series
 from node.orientation import axes_to_flip, flipped
@@ -50,12 +52,15 @@ def build(
     body = find_body(upright)
     progress(READ_SHARE)
     share = (1 - READ_SHARE) / max(1, len(engines))
+    asked = Counter(engine.encoding for engine in engines.values())
+    encoded: dict[Hashable, Encoded] = {encoding: {} for encoding, times in asked.items() if times > 1}
     syntheses: list[Synthesis] = []
     outputs: list[Future[None]] = []
     with _behind() as behind:
         for number, engine in enumerate(engines.values()):
             part = _part_of(_hearing(outputs, progress), READ_SHARE + number * share, share)
-            synthesis = engine.synthesize(upright, seed=seed, progress=part, body=body)
+            kept = encoded.get(engine.encoding)
+            synthesis = engine.synthesize(upright, seed=seed, progress=part, body=body, encoded=kept)
             turned_back = series.volume.with_array(flipped(synthesis.volume, axes).hu)
             synthesis = replace(synthesis, volume=turned_back)
             syntheses.append(synthesis)

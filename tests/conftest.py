@@ -288,6 +288,7 @@ class OutputsKit:
             steps=4,
             sampler="bridge",
             provider="cpu",
+            tiles=1,
             seconds={"total": 0.1},
             findings=(),
         )

@@ -26,9 +26,11 @@ class Family:
     graphs run, ``start`` in model voxels."""
     optional: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Graph → the names of the inputs it may have besides."""
+    encoders: frozenset[str] = frozenset()
+    """The graphs whose answer follows from the tile alone, whatever noise is drawn."""
 
 
 FAMILIES: dict[str, Family] = {
-    "s2ldm": Family(s2ldm.INPUTS, s2ldm.translate, s2ldm.OPTIONAL),
+    "s2ldm": Family(s2ldm.INPUTS, s2ldm.translate, s2ldm.OPTIONAL, s2ldm.ENCODERS),
     "translator": Family(translator.INPUTS, translator.translate),
 }

@@ -25,6 +25,8 @@ OPTIONAL = {
 """A denoiser conditioned on the source, as it is or as a graph of its own sees it once for all steps; and a
 decoder that paints onto the source, D(z, x) = x + Δ(z, x)."""
 
+ENCODERS = frozenset({"encoder", "condition"})
+
 Draw = Callable[[Shape3], Float32]
 """``draw(cells)``: the sampler's noise fields for a latent of that size."""
 

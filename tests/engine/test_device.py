@@ -12,13 +12,13 @@ from onnx import TensorProto, helper
 
 from engine import pipeline, session
 from engine.bundle import Bundle, digest_files, read_bundle, write_manifest
-from engine.device import SUM, Device, Resident
+from engine.device import SUM, Device, Resident, as_array
 from engine.errors import GraphTooLarge, SynthesisFailed
 from engine.failures import as_ours
 from engine.families import FAMILIES
 from engine.noise import NoiseField
 from engine.pipeline import Engine
-from engine.session import DeviceGraph, SessionPolicy, open_device, open_graphs, provider_options
+from engine.session import DeviceGraph, Encoded, SessionPolicy, open_device, open_graphs, provider_options
 from engine.volume import Geometry, Volume
 
 MakeBundle = Callable[..., Bundle]
@@ -111,6 +111,22 @@ def test_a_whole_volume_is_the_same_on_a_device(
     made = Engine(bundle, CPU).synthesize(volume, seed=1)
     np.testing.assert_array_equal(made.volume.hu, host.volume.hu)
     assert made.provider == "cuda"
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_what_was_encoded_on_a_device_is_kept_beside_it(
+    make_bundle: MakeBundle, device: Device, fixed: bool
+) -> None:
+    engine = Engine(make_bundle(gain=0.3, lift=0.1), CPU)
+    wanted = engine.synthesize(a_volume(), seed=1)
+    engine._graphs = {n: DeviceGraph(n, g.session, device, fixed) for n, g in engine._graphs.items()}
+    engine._put = lambda array: as_array(device.put(array))
+    encoded: Encoded = {}
+    for _ in range(2):
+        made = engine.synthesize(a_volume(), seed=1, encoded=encoded)
+        np.testing.assert_allclose(made.volume.hu, wanted.volume.hu, atol=1e-3)
+    assert {type(value) for value in encoded.values()} == {np.ndarray}
+    assert "encoder" not in made.seconds
 
 
 def test_a_failure_on_a_device_has_the_graph_s_name(make_bundle: MakeBundle, device: Device) -> None:

@@ -11,7 +11,7 @@ import pytest
 from engine.bundle import Bundle
 from engine.errors import BundleInvalid, SynthesisFailed, VolumeUnsupported
 from engine.pipeline import Engine, VolumeLimits, open_engine, plan_for
-from engine.session import SessionPolicy
+from engine.session import Encoded, SessionPolicy
 from engine.volume import Float32, Geometry, Volume
 
 MakeBundle = Callable[..., Bundle]
@@ -211,9 +211,10 @@ def test_tiles_of_nothing_but_air_never_reach_the_graphs(make_bundle: MakeBundle
 
     engine._graphs = {"translator": counting}  # type: ignore[dict-item]
     source = patient(Geometry((14, 120, 120), (3.0, 1.5, 1.5)))
-    engine.synthesize(source, seed=1)
+    synthesis = engine.synthesize(source, seed=1)
     plan = plan_for(engine.bundle.manifest, source.hu.shape)
     assert 0 < len(seen) < plan.count
+    assert synthesis.tiles == len(seen)
     assert min(x.max() for x in seen) > -1
 
 
@@ -238,6 +239,34 @@ def test_tiles_that_hold_table_and_no_body_never_reach_the_graphs(make_bundle: M
     assert not any((x == (60 - 100) / HALF_RANGE).any() for x in seen)
     np.testing.assert_array_equal(made[table], hu[table])
     assert (made[7, 60:100, 40:80] > 60).all()
+
+
+@pytest.mark.parametrize("kind", ["s2ldm", "conditioned"])
+def test_several_samples_encode_each_tile_once_and_are_what_each_would_be_alone(
+    make_bundle: MakeBundle, kind: str
+) -> None:
+    sampler = {"name": "bridge", "formulation": "bridge", "steps": 2, "sigma": 0.3}
+    engine = Engine(make_bundle(kind=kind, gain=0.2, lift=0.1, sampler=sampler), CPU)
+    alone = [engine.synthesize(patient(), seed=seed) for seed in (1, 2)]
+    encoded: Encoded = {}
+    first, second = (engine.synthesize(patient(), seed=seed, encoded=encoded) for seed in (1, 2))
+    for made, wanted in zip((first, second), alone, strict=True):
+        np.testing.assert_array_equal(made.volume.hu, wanted.volume.hu)
+    assert not np.array_equal(first.volume.hu, second.volume.hu)
+    encoders = {"encoder", "condition"} & first.seconds.keys()
+    assert len(encoded) == first.tiles * len(encoders) > 0
+    assert not encoders & second.seconds.keys()
+    assert {"denoiser", "decoder"} < second.seconds.keys()
+
+
+def test_engines_agree_in_their_encoding_where_grid_and_encoders_are_the_same(
+    make_bundle: MakeBundle,
+) -> None:
+    one, two = (Engine(make_bundle(gain=gain), CPU) for gain in (0.1, 0.2))
+    assert one.bundle.digest != two.bundle.digest
+    assert one.encoding == two.encoding
+    others = [make_bundle(overlap=0.5), make_bundle(tile=(8, 16, 32)), make_bundle(window_hu=(-100, 400))]
+    assert one.encoding not in [Engine(each, CPU).encoding for each in others]
 
 
 def test_a_model_that_gives_another_shape_fails_the_synthesis(make_bundle: MakeBundle) -> None:

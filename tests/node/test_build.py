@@ -14,8 +14,10 @@ from pydicom.uid import UID
 from config.settings import Settings
 from engine.pipeline import Engine, open_engine
 from engine.session import SessionPolicy
+from engine.synthesis import Synthesis
 from node.build import build, read_examined
 from node.errors import SeriesRejected
+from node.models import SHIPPED
 from node.outputs.context import context_of
 from node.outputs.encoding import Instance
 from node.spool import SpoolFull
@@ -79,6 +81,23 @@ def test_equal_arguments_give_equal_bytes(paths: list[Path], engines: Mapping[st
     first = once()
     assert len(first) == 20
     assert first == once()
+
+
+def test_phases_with_one_encoder_encode_once_and_others_each_for_itself(paths: list[Path]) -> None:
+    policy = SessionPolicy(provider="cpu", threads=1)
+    arterial, venous, again = (
+        open_engine(SHIPPED / phase, policy) for phase in ("arterial", "venous", "venous")
+    )
+
+    def built(second: Engine) -> tuple[Synthesis, ...]:
+        engines = {"arterial": second, "venous": venous}
+        return build(paths, engines=engines, context=CONTEXT, rules=SETTINGS.intake)
+
+    apart, shared = built(arterial), built(again)
+    assert [("encoder" in made.seconds) for made in apart] == [True, True]
+    assert [("encoder" in made.seconds) for made in shared] == [True, False]
+    for made in shared:
+        np.testing.assert_array_equal(made.volume.hu, apart[1].volume.hu)
 
 
 def test_what_fails_while_it_is_written_is_heard_before_the_next_phase_is_done(

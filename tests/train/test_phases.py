@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from engine.bundle import read_bundle
 from engine.phantom import PhantomOptions, make_phantom
 from engine.pipeline import open_engine
-from engine.session import SessionPolicy
+from engine.session import Encoded, SessionPolicy
 from engine.volume import Volume
 from export.bench import rebuild
 from export.bundle import export_bundle
@@ -89,8 +89,8 @@ def test_each_phase_is_a_bundle_the_engine_runs_and_their_weights_are_the_same(
 ) -> None:
     found = {phase: read_bundle(folder) for phase, folder in bundles.items()}
     assert [found[phase].manifest.phase for phase in PHASES] == list(PHASES)
-    assert found["arterial"].manifest.files["encoder.onnx"] == found["venous"].manifest.files["encoder.onnx"]
-    assert found["arterial"].manifest.files["decoder.onnx"] == found["venous"].manifest.files["decoder.onnx"]
+    for name in ("encoder", "condition", "decoder"):
+        assert len({found[phase].manifest.files[f"{name}.onnx"] for phase in PHASES}) == 1
     arterial, venous = (weights_of(onnx.load(bundles[phase] / "denoiser.onnx")) for phase in PHASES)
     shared = [name for name in arterial if name.startswith("denoiser.unet.")]
     assert "denoiser.unet.class_embedding.weight" in shared
@@ -98,9 +98,17 @@ def test_each_phase_is_a_bundle_the_engine_runs_and_their_weights_are_the_same(
     options = PhantomOptions(shape=(12, 40, 40), spacing_mm=(6.0, 8.0, 8.0), phases=("ncct",))
     phantom = make_phantom(0, options)
     source = Volume(phantom.phases["ncct"], phantom.geometry)
-    made = [open_engine(bundles[phase], CPU).synthesize(source, seed=0) for phase in PHASES]
+    engines = [open_engine(bundles[phase], CPU) for phase in PHASES]
+    made = [engine.synthesize(source, seed=0) for engine in engines]
     assert [synthesis.phase for synthesis in made] == list(PHASES)
     assert not np.array_equal(made[0].volume.hu, made[1].volume.hu)
+
+    assert engines[0].encoding == engines[1].encoding
+    encoded: Encoded = {}
+    again = [engine.synthesize(source, seed=0, encoded=encoded) for engine in engines]
+    assert not {"encoder", "condition"} & again[1].seconds.keys()
+    for one, other in zip(again, made, strict=True):
+        np.testing.assert_array_equal(one.volume.hu, other.volume.hu)
 
 
 def test_stage_three_hears_the_phase_of_every_crop(both: TrainConfig, checkpoint: Path) -> None:
