@@ -17,7 +17,7 @@ HELD_OUT ?= 9000
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench models faults fuzz soak picture metrics real docs constraints clean
+.PHONY: help demo test check lint bench gpu models faults fuzz soak picture metrics steps real docs constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -60,6 +60,10 @@ bench: $(VENV)/.bench ## engine against torch, whole series, a node: figures to 
 	$(BIN)/python -m docs.generate
 	@sed -n '/^## Against/,/^## Each graph/p' docs/benchmarks.md
 
+gpu: $(VENV)/.bench ## the engine's graphs on this machine's GPU, by CUDA and TensorRT, fp16 too: figures to docs/benchmarks.json and .md
+	$(BIN)/python -m docs.benchmarks gpu
+	$(BIN)/python -m docs.generate
+
 # The full forms write their figures to docs/faults/; `make docs` puts them into docs/faults.md.
 faults: $(VENV)/.full ## kill -9, full and failing disks, wrong clocks, bad peers: what is lost? (KILLS=1000)
 	S2NODE_FAULTS=full S2NODE_KILLS=$(KILLS) $(BIN)/python -m pytest tests/faults -q -k 'not fuzz and not soak'
@@ -80,6 +84,13 @@ metrics: $(VENV)/.full ## measure the shipped models on phantoms that no trainin
 	mkdir -p build
 	$(BIN)/s2node evaluate --phantom-seed $(HELD_OUT) --cases 20 --json > build/metrics.json
 	cp build/metrics.json docs/metrics.json
+
+# Against 250 steps of the same network; the seeds are those of no training and of no other figure.
+steps: $(VENV)/.full ## quality over sampler steps of the shipped models, to docs/steps.json and docs/images/steps.png
+	$(BIN)/s2node evaluate --sweep-steps --bundle engine/bundles/arterial --bundle engine/bundles/venous \
+	  --phantom-seed 9700 --cases 2 --slices 16 --steps 1 --steps 2 --steps 4 --steps 8 --steps 250 --out build/steps
+	cp build/steps/sweep.json docs/steps.json
+	cp build/steps/sweep.png docs/images/steps.png
 
 real: $(VENV)/.full ## organs of a real labelled scan before and after (NCCT=FILE LABELS=FILE); only means are kept
 	mkdir -p build

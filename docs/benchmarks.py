@@ -24,6 +24,15 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "journey": ("journey",),
 }
 """Key of the file → arguments of ``s2node bench``."""
+GPU = "gpu"
+GPU_ENGINE = ("engine", "--full", "--tiles", "20", "--rounds", "5")
+GPU_RUNS: Mapping[str, tuple[str, ...]] = {
+    "cuda": ("--provider", "cuda"),
+    "cuda fp16": ("--provider", "cuda", "--fp16"),
+    "tensorrt": ("--provider", "tensorrt"),
+    "tensorrt fp16": ("--provider", "tensorrt", "--fp16"),
+}
+"""What ``make gpu`` measures under the key :data:`GPU`, each by :data:`GPU_ENGINE` and these options."""
 H100_FP32_FLOPS, H100_SHARE = 67e12, 0.1
 """NVIDIA's data sheet of the H100 SXM, fp32 without tensor cores: what the engine's fp32 graphs run on; and
 the part of it that they are taken to reach. Small graphs, launched one by one, come nowhere near all."""
@@ -40,17 +49,39 @@ Table = tuple[Sequence[str], list[tuple[str, ...]]]
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    """Run the commands named, or all, and write their JSON."""
+    """Run the commands named, or all of :data:`COMMANDS`, and write their JSON."""
     from train.run import commit  # noqa: PLC0415 (tables are made without torch)
 
     measured = {"commit": commit() or "", "date": f"{date.today()}"}  # before the first of them is written
     found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
     for key in arguments or COMMANDS:
-        command = [sys.executable, "-m", "node.cli", "bench", *COMMANDS[key], "--json"]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found[key] = json.loads(done.stdout)
-        found[key] |= {"load": round(os.getloadavg()[0], 1), **measured}
+        made = on_gpu() if key == GPU else _bench(*COMMANDS[key])
+        if isinstance(made, str):
+            sys.stdout.write(f"{key}: nothing was measured. {made}\n")
+            continue
+        found[key] = made | {"load": round(os.getloadavg()[0], 1), **measured}
         FILE.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _bench(*arguments: str, stderr: int | None = None) -> dict[str, Any]:
+    """The JSON of one ``s2node bench``. Raises CalledProcessError."""
+    command = [sys.executable, "-m", "node.cli", "bench", *arguments, "--json"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    measured: dict[str, Any] = json.loads(done.stdout)
+    return measured
+
+
+def on_gpu() -> dict[str, Any] | str:
+    """Each of :data:`GPU_RUNS`, or in words why it does not run; words alone where the first does not."""
+    runs: dict[str, Any] = {}
+    for name, options in GPU_RUNS.items():
+        try:
+            runs[name] = _bench(*GPU_ENGINE, *options, stderr=subprocess.PIPE)
+        except subprocess.CalledProcessError as error:
+            runs[name] = (error.stderr.strip() or f"{error}").splitlines()[-1]
+            if len(runs) == 1:
+                return f"No GPU runs the graphs on this machine: {runs[name]}"
+    return {"runs": runs, "machine": next(iter(runs.values()))["machine"]}
 
 
 def tables(found: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
@@ -67,6 +98,8 @@ def tables(found: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
     journeys = [found[key] for key in JOURNEYS if key in found]
     if journeys:
         yield "A node, from the last C-STORE to the last slice back", _journeys(journeys)
+    if GPU in found:
+        yield "The same graphs on a GPU, one tile", _gpu(found[GPU])
     if "engine" in found and "job" in found:
         yield "On an H100: an estimate, not measured", _estimate(found["engine"], found["job"])
 
@@ -158,7 +191,7 @@ def _jobs(job: Mapping[str, Any]) -> Table:
         (
             f"{job['side']}×{job['side']}×{row['slices']}",
             row.get("provider", "not noted"),
-            str(row["tiles"]),
+            _tiles(row),
             f"{row['seconds']:.1f} s",
             f"{row['peak_bytes'] / GB:.2f} GB",
             f"{row['outside_s']:.1f} s",
@@ -197,14 +230,37 @@ def _journeys(journeys: Sequence[Mapping[str, Any]]) -> Table:
     return ("", *(" and ".join(each["phases"]) for each in journeys)), rows
 
 
+def _gpu(gpu: Mapping[str, Any]) -> Table:
+    rows = [
+        (name, run, "", "", "")
+        if isinstance(run, str)
+        else (
+            name,
+            run["provider"],
+            f"{run['engine_s'] * 1e3:.1f} ms",
+            f"{run['flops'] / run['engine_s'] / 1e12:.1f}",
+            f"{run['difference_hu']:.2f} HU",
+        )
+        for name, run in gpu["runs"].items()
+    ]
+    return ("asked for", "ran", "a tile", "TFLOP/s", "from torch in fp32"), rows
+
+
 def _estimate(engine: Mapping[str, Any], job: Mapping[str, Any]) -> Table:
-    """FLOPs of every tile of the plan, those of air too, over a share of the data sheet's fp32 peak."""
+    """FLOPs of the tiles that are run over a share of the data sheet's fp32 peak."""
     rows = []
     for row in job["jobs"]:
-        flops = row["tiles"] * engine["flops"]
+        flops = row.get("tiles_run", row["tiles"]) * engine["flops"]
         seconds = flops / (H100_FP32_FLOPS * H100_SHARE)
-        rows.append((str(row["slices"]), f"{flops / 1e12:.1f}", f"{H100_SHARE:.0%}", f"{seconds:.2f} s"))
-    return ("slices", "TFLOP, every tile", "share of 67 TFLOP/s", "graphs, one phase (estimate)"), rows
+        figures = (f"{flops / 1e12:.1f}", f"{H100_SHARE:.0%}", f"{seconds:.2f} s")
+        rows.append((str(row["slices"]), _tiles(row), *figures))
+    columns = ("slices", "tiles", "TFLOP", "share of 67 TFLOP/s", "graphs, one phase (estimate)")
+    return columns, rows
+
+
+def _tiles(row: Mapping[str, Any]) -> str:
+    """How many of a series' tiles are run, the others holding air alone; where nobody told, all of them."""
+    return f"{row['tiles_run']} of {row['tiles']}" if "tiles_run" in row else f"{row['tiles']} in all"
 
 
 if __name__ == "__main__":

@@ -324,6 +324,34 @@ def real_table() -> str:
     )
 
 
+STEPS = DOCS / "steps.json"
+
+
+def steps_table() -> str:
+    """What `make steps` measured of the shipped models; seconds belong on the benchmarks' page."""
+    from train.sweep import COLUMNS, RULE, table  # noqa: PLC0415 - only this part needs the extra
+
+    found = json.loads(STEPS.read_text(encoding="utf-8"))
+    seeds, phases = found["seeds"], found["phases"].items()
+    shipped = (
+        f"{phase}: `{of['model_id']}` ({of['model_digest'][:12]}),"
+        f" shipped with `{of['shipped']['sampler']}` in {of['shipped']['steps']} steps,"
+        f" by the rule {of['samplers'][of['shipped']['sampler']]['fewest']}"
+        for phase, of in phases
+    )
+    measured_on = (
+        f"{len(seeds)} phantoms, seeds {min(seeds)} to {max(seeds)}, their middle {found['slices']} slices"
+    )
+    return "\n\n".join(
+        [
+            f"{'; '.join(shipped)}; on {measured_on}.",
+            markdown_table(COLUMNS[:-1], [row[:-1] for row in table(found)]),
+            RULE,
+            "![quality over sampler steps](images/steps.png)",
+        ]
+    )
+
+
 def benchmark_tables() -> str:
     """What `make bench` measured last, one table a question."""
     found = json.loads(benchmarks.FILE.read_text(encoding="utf-8"))
@@ -366,6 +394,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "metrics": metrics_tables,
     "faults": fault_tables,
     "real-ct": real_table,
+    "steps": steps_table,
 }
 """What stands between the markers of a page."""
 
@@ -385,6 +414,7 @@ PAGES = (
     "faults.md",
     "real-ct.md",
     "benchmarks.md",
+    "evaluation.md",
 )
 """Pages with generated parts."""
 

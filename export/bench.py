@@ -6,9 +6,13 @@ import importlib
 import json
 import os
 import platform
+import shutil
 import statistics
+import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,12 +27,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine import samplers
-from engine.bundle import Bundle, read_bundle
+from engine.bundle import Bundle, digest_files, read_bundle, write_manifest
 from engine.errors import BundleInvalid, GraphTooLarge, ProviderMissing
 from engine.families import s2ldm
-from engine.session import ProviderName, SessionPolicy, cpu_threads, open_graphs, session_options
+from engine.session import Opened, ProviderName, SessionPolicy, cpu_threads, open_graphs, session_options
 from engine.volume import Float32, Shape3
-from export.graph import OPSET, weights_of
+from export.graph import OPSET, weights_of, write_graph
 from export.model import Called
 from export.s2ldm import Model, as_wide_as
 from train.cli import EXIT_CONFIG
@@ -47,6 +51,10 @@ def bench_engine(
     provider: Annotated[
         ProviderName, typer.Option("--provider", help="Where the engine runs; torch stays on the CPU.")
     ] = "cpu",
+    fp16: Annotated[
+        bool,
+        typer.Option("--fp16", help="Add every graph in half precision for this run, which a GPU then runs."),
+    ] = False,
     full: Annotated[
         bool,
         typer.Option(
@@ -58,11 +66,11 @@ def bench_engine(
 ) -> None:
     """Time the graphs of an S²LDM's bundle in ONNX Runtime beside the same network in torch on the CPU."""
     try:
-        folder = bundle or active_bundles()[0]
         policy = SessionPolicy(provider=provider, threads=threads)
-        result = compare(folder, tiles, rounds, policy, OTHERS if full else ())
-        if full:
-            result |= graphs(read_bundle(folder), rounds, policy)
+        with _measured(bundle or active_bundles()[0], fp16) as folder:
+            result = compare(folder, tiles, rounds, policy, OTHERS if full else ())
+            if full:
+                result |= graphs(read_bundle(folder), rounds, policy)
     except (BundleInvalid, ProviderMissing, GraphTooLarge) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_CONFIG) from None
@@ -73,6 +81,37 @@ def bench_engine(
         f"engine: {result['engine_s']} s, torch {result['torch_s']} s a tile, ratio {result['ratio']}"
         f" ({result['provider']}, {result['machine']})"
     )
+
+
+@contextmanager
+def _measured(folder: Path, fp16: bool) -> Iterator[Path]:
+    """The bundle to measure: the one in ``folder``, or for as long as the block runs one with fp16 graphs."""
+    if not fp16:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as work:
+        with_halves(read_bundle(folder), Path(work) / "bundle")
+        yield Path(work) / "bundle"
+
+
+def with_halves(bundle: Bundle, out: Path) -> None:
+    """Write the bundle of an S²LDM to ``out`` with every graph in half precision as its variant ``fp16``.
+
+    Its graphs stay what they are, byte for byte; their parity says nothing of the variant. BundleInvalid for
+    another method's.
+    """
+    modules = modules_of(bundle)
+    shutil.copytree(bundle.folder, out)
+    halves = {name: f"{name}.fp16.onnx" for name in bundle.manifest.graphs}
+    for name, half in halves.items():
+        graph = onnx.load_from_string(bundle.graph_bytes(name)).graph
+        inputs = {
+            i.name: torch.zeros([d.dim_value for d in i.type.tensor_type.shape.dim]) for i in graph.input
+        }
+        with tempfile.NamedTemporaryFile(suffix=".onnx") as plain:
+            write_graph(modules[name], inputs, graph.output[0].name, Path(plain.name), False, out / half)
+    update = {"variants": {"fp16": halves}, "files": digest_files(out)}
+    write_manifest(out, bundle.manifest.model_copy(update=update))
 
 
 def compare(
@@ -117,11 +156,24 @@ def compare(
         **{f"{who}_s": words for who, words in absent.items()},
         "ratio": round(medians["engine"] / medians["torch"], 4),
         "provider": f"{opened.provider} {opened.variant}".strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cpus, {cpu_threads(policy)} threads",
+        "machine": _machine(opened, policy),
         "model_id": bundle.manifest.model_id,
         "tiles": tiles,
         "difference_hu": round(float(np.abs(made["engine"] - made["torch"]).mean()) * (high - low) / 2, 4),
     }
+
+
+def _machine(opened: Opened, policy: SessionPolicy) -> str:
+    """This machine in words, with the GPU's name where one runs the graphs."""
+    words = f"{platform.machine()}, {os.cpu_count()} cpus, {cpu_threads(policy)} threads"
+    if opened.device is None:
+        return words
+    query = ["nvidia-smi", f"--id={policy.device}", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        name = subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        name = "a GPU without a name"
+    return f"{words}, {name}"
 
 
 def graphs(bundle: Bundle, rounds: int, policy: SessionPolicy) -> dict[str, Any]:

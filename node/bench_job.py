@@ -148,6 +148,7 @@ def _run_job(engine: Engine, source: Path, work: Path) -> dict[str, Any]:
     return {
         "slices": len(paths),
         "tiles": _tiles(engine, series.volume),
+        "tiles_run": synthesis.tiles,
         "seconds": round(seconds, ROUNDED),
         "provider": engine.provider,
         "stages": {name: round(value, ROUNDED) for name, value in stages.items()},
@@ -158,7 +159,7 @@ def _run_job(engine: Engine, source: Path, work: Path) -> dict[str, Any]:
 
 
 def _tiles(engine: Engine, volume: Volume) -> int:
-    """How many tiles cover the body."""
+    """How many tiles cover the body's box; those that hold air alone are not run."""
     manifest = engine.bundle.manifest
     grid = model_grid(volume.geometry, find_body(volume).box, manifest.spacing_mm)
     return plan_for(manifest, grid.model.shape).count

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
 from engine.errors import BundleInvalid, ProviderMissing
+from engine.phantom import PhantomOptions
 from engine.session import SessionPolicy
 from train.checkpoint import CheckpointUnusable
 from train.config import PHASES, Phase, TrainConfig, TrainConfigInvalid, load_train_config, reasons
@@ -144,6 +145,9 @@ def evaluate(
         ),
     ] = HELD_OUT_SEED,
     cases: Annotated[int, typer.Option("--cases", min=1, help="How many phantoms.")] = 3,
+    slices: Annotated[
+        int, typer.Option("--slices", min=8, help="Slices of a phantom, of 3 mm, around its middle.")
+    ] = PhantomOptions().shape[0],
     pairs: Annotated[
         Path | None,
         typer.Option("--pairs", help="Folder with pairs.tsv: measure its test side instead of phantoms."),
@@ -203,9 +207,10 @@ def evaluate(
         if ncct and labels:
             _show_real(ncct, labels, labels_are, folders, policy, as_json)
             return
-        measured = folder_cases(pairs) if pairs else evaluation.phantom_cases(seeds)
+        measured = folder_cases(pairs) if pairs else evaluation.phantom_cases(seeds, slices)
         if sweep_steps:
-            _sweep(folders, measured, seeds, policy, steps, out, as_json)
+            who: dict[str, Any] = {} if pairs else {"seeds": seeds, "slices": slices}
+            _sweep(folders, measured, who, policy, steps, out, as_json)
             return
         found = evaluation.run(folders, measured, policy)
         if picture:
@@ -246,13 +251,13 @@ def _show_real(
 def _sweep(
     folders: list[Path],
     cases: Iterable[Case],
-    seeds: list[int],
+    who: Mapping[str, Any],
     policy: SessionPolicy,
     steps: list[int] | None,
     out: Path,
     as_json: bool,
 ) -> None:
-    """Measure, write the three files, show one of them."""
+    """Measure, write the three files, show one of them; ``who`` says in them which cases these are."""
     from train import sweep  # noqa: PLC0415
 
     try:
@@ -261,7 +266,7 @@ def _sweep(
         )
     except sweep.StepsTooMany as error:
         raise typer.BadParameter(str(error)) from None
-    result["seeds"] = seeds
+    result |= who
     sweep.write(out, result)
     typer.echo(json.dumps(result) if as_json else (out / "sweep.md").read_text(encoding="utf-8"))
 

@@ -60,7 +60,8 @@ def sweep(
     steps: Sequence[int] = STEPS,
     told: Told = lambda text: None,
 ) -> dict[str, Any]:
-    """{"phases": {phase: {"model_id", "shipped", "samplers": {name: {"rows", "fewest", "reference"}}}}}.
+    """{"phases": {phase: {"model_id", "model_digest", "shipped", "samplers": {name: {"rows", "fewest",
+    "reference"}}}}, "steps", "tolerance", "cases"}.
 
     A bundle of a family without a sampler has no phase here. One case is in memory at a time. ``told`` hears
     what is run. Raises StepsTooMany, and what opening and running a bundle raises.
@@ -115,6 +116,7 @@ def _phase(engine: Engine, runs: Sequence[Run]) -> dict[str, Any]:
     assert spec is not None
     return {
         "model_id": manifest.model_id,
+        "model_digest": engine.bundle.digest,
         "shipped": {"sampler": spec.name, "steps": spec.steps},
         "samplers": {
             name: judged(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("torch")
 
+from docs import benchmarks
 from docs.benchmarks import tables
 from docs.generate import PARTS, _measured_when
+from engine.session import NVIDIA_NODES
 from train.run import commit
 
 ENGINE: dict[str, Any] = {
@@ -74,7 +78,60 @@ def test_a_measurement_knows_its_commit() -> None:
 
 def test_the_estimate_takes_no_whole_h100() -> None:
     _, rows = dict(tables({"engine": ENGINE, "job": JOBS}))["On an H100: an estimate, not measured"]
-    assert [share for _, _, share, _ in rows] == ["10%", "10%"]
+    assert [share for *_, share, _ in rows] == ["10%", "10%"]
+
+
+def test_the_estimate_counts_the_tiles_that_are_run() -> None:
+    told = JOBS | {"jobs": [job(200, 60.0) | {"tiles_run": 60}, job(400, 130.0)]}
+    columns, rows = dict(tables({"engine": ENGINE, "job": told}))["On an H100: an estimate, not measured"]
+    assert [row[columns.index("tiles")] for row in rows] == ["60 of 84", "84 in all"]
+    assert [row[columns.index("TFLOP")] for row in rows] == [f"{n * 34e9 / 1e12:.1f}" for n in (60, 84)]
+
+
+def test_a_gpu_s_runs_stand_side_by_side_with_the_reason_of_those_that_failed() -> None:
+    run = {"provider": "cuda", "engine_s": 0.017, "flops": 34e9, "difference_hu": 0.01, "machine": "m, H100"}
+    found = {"gpu": {"runs": {"cuda": run, "tensorrt": "TensorRT 10 is missing"}, "machine": "m, H100"}}
+    _, rows = dict(tables(found))["The same graphs on a GPU, one tile"]
+    assert rows == [
+        ("cuda", "cuda", "17.0 ms", "2.0", "0.01 HU"),
+        ("tensorrt", "TensorRT 10 is missing", "", "", ""),
+    ]
+
+
+def test_what_runs_on_a_gpu_is_kept_and_what_does_not_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that stand for the providers of a machine with CUDA and without TensorRT."""
+    asked: list[tuple[str, ...]] = []
+
+    def bench(*arguments: str, stderr: int | None = None) -> dict[str, Any]:
+        asked.append(arguments)
+        if "tensorrt" in arguments:
+            raise subprocess.CalledProcessError(78, "s2node", stderr="install\nTensorRT 10\n")
+        return {"machine": "m, H100"}
+
+    monkeypatch.setattr(benchmarks, "_bench", bench)
+    found = benchmarks.on_gpu()
+    assert found == {
+        "runs": {
+            "cuda": {"machine": "m, H100"},
+            "cuda fp16": {"machine": "m, H100"},
+            "tensorrt": "TensorRT 10",
+            "tensorrt fp16": "TensorRT 10",
+        },
+        "machine": "m, H100",
+    }
+    assert ["--fp16" in arguments for arguments in asked] == [False, True, False, True]
+
+
+@pytest.mark.skipif(any(node.exists() for node in NVIDIA_NODES), reason="a GPU may be here")
+def test_without_a_gpu_nothing_is_measured_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmarks, "FILE", tmp_path / "benchmarks.json")
+    benchmarks.main(["gpu"])
+    said = capsys.readouterr().out
+    assert said.startswith("gpu: nothing was measured. No GPU runs the graphs on this machine: ")
+    assert "cuda" in said.lower()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_who_could_not_run_is_named_with_the_reason() -> None:

@@ -160,6 +160,21 @@ def test_a_bundle_of_another_method_is_refused_in_words(
         assert "not an S²LDM by its run card" in result.output
 
 
+def test_the_benchmark_adds_half_precision_for_a_run_and_leaves_the_bundle_alone(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {file.name: file.read_bytes() for file in bundle.iterdir()}
+    monkeypatch.setattr(session, "VARIANTS", {"cpu": "fp16"})
+    arguments = ["--bundle", str(bundle), "--tiles", "1", "--rounds", "1", "--threads", "1"]
+    plain, halved = (
+        json.loads(CliRunner().invoke(app, ["bench", "engine", *arguments, *more, "--json"]).stdout)
+        for more in ([], ["--fp16"])
+    )
+    assert (plain["provider"], halved["provider"]) == ("cpu", "cpu fp16")
+    assert plain["difference_hu"] < halved["difference_hu"] < 0.5
+    assert {file.name: file.read_bytes() for file in bundle.iterdir()} == before
+
+
 def test_the_matrix_peak_of_some_threads_asks_nobody_who_takes_more() -> None:
     assert [len(_products(8, threads)) for threads in (0, 1)] == [3, 2]
 

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from engine.bundle import SamplerSpec, read_bundle
-from engine.phantom import PhantomOptions, make_phantom
+from engine.phantom import Phantom, PhantomOptions, make_phantom
 from engine.pipeline import open_engine
 from engine.session import SessionPolicy
 from export.bundle import export_bundle
@@ -38,8 +38,15 @@ def bundle(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command_writes_a_table_a_plot_and_json(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "make_phantom", lambda seed, options: make_phantom(seed, SMALL))
+    shapes: list[tuple[int, ...]] = []
+
+    def small(seed: int, options: PhantomOptions) -> Phantom:
+        shapes.append(options.shape)
+        return make_phantom(seed, SMALL)
+
+    monkeypatch.setattr(evaluation, "make_phantom", small)
     arguments = ["--bundle", str(bundle), "--cases", "1", "--steps", "2", "--steps", "1", "--threads", "1"]
+    arguments += ["--slices", "24"]
     result = CliRunner().invoke(
         app, ["evaluate", "--sweep-steps", *arguments, "--out", str(tmp_path), "--json"]
     )
@@ -50,6 +57,9 @@ def test_the_command_writes_a_table_a_plot_and_json(
     assert name == "bridge"
     assert [row["steps"] for row in swept["rows"]] == [1, 2]
     assert swept["reference"] == 2
+    assert found["phases"]["venous"]["model_digest"] == read_bundle(bundle).digest
+    assert (found["seeds"], found["slices"]) == ([9000], 24)
+    assert shapes == [(24, 256, 256)]
     assert "| venous | bridge | 1" in (tmp_path / "sweep.md").read_text()
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
@@ -68,7 +78,9 @@ class Toy:
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every folder is the shipped venous bundle's manifest, without its graphs."""
     manifest = read_bundle(SHIPPED / "venous").manifest
-    monkeypatch.setattr(sweep, "open_engine", lambda folder, policy: Toy(SimpleNamespace(manifest=manifest)))
+    monkeypatch.setattr(
+        sweep, "open_engine", lambda folder, policy: Toy(SimpleNamespace(manifest=manifest, digest="d"))
+    )
     monkeypatch.setattr(sweep, "describe", lambda engine: {})
     monkeypatch.setattr(sweep, "_row", lambda steps, rows: GOOD | {"steps": steps})
 
