@@ -387,10 +387,6 @@ def _on_echo(_event: evt.Event) -> int:
     return SUCCESS
 
 
-def _on_rejected(_event: evt.Event) -> None:
-    log.warning("association refused", reason="local limit exceeded")
-
-
 def _response(answer: Answer) -> int | Dataset:
     """The status elements of a C-STORE-RSP (PS3.7 9.3.1.2, C.4)."""
     if answer.status == SUCCESS:
