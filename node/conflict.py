@@ -1,7 +1,8 @@
 """Two files under one SOP Instance UID: what the second says otherwise than the first.
 
 Nothing is decoded. Pixels are compared as they are encoded, and of the headers what turns these pixels into
-HU at places in the patient: with another slope or position the same pixels are another image.
+HU at places in the patient: with another slope or position the same pixels are another image. In another
+series it is another instance whatever it says: a UID is of one instance alone (PS3.5 9).
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Difference(StrEnum):
     PIXELS = "other pixels came first"
     MEANING = "other HU or geometry came first for these pixels"
     WORDS = "another header came first with these pixels"
+    SERIES = "an instance of another series came first"
 
     @property
     def is_harmless(self) -> bool:

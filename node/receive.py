@@ -20,7 +20,7 @@ import structlog
 from node.conflict import Difference, difference
 from node.errors import NodeError
 from node.header import Header, HeaderRefused, header_within, read_header
-from node.ledger import Ledger, LedgerUnusable, ReceivedInstance, SetAside
+from node.ledger import Ledger, LedgerUnusable, ReceivedInstance, Recorded, SetAside
 from node.loopguard import is_own
 from node.spool import Chunk, Draft, NameRefused, Placed, Spool, SpoolFull, inbox_name
 from node.states import State
@@ -39,8 +39,8 @@ STATUSES: Final[dict[int, tuple[str, str]]] = {
     SUCCESS: ("PS3.7 C.1.1", "stored, or a repeat, or our own object dropped"),
     COERCED: (
         "PS3.4 B.2.3",
-        "warning: other pixels, or these with other HU or geometry, came first under this SOP Instance UID;"
-        " they stay, these are in quarantine",
+        "warning: other pixels, or these with other HU or geometry, or an instance of another series came"
+        " first under this SOP Instance UID; that one stays, this one is in quarantine",
     ),
     OUT_OF_RESOURCES: ("PS3.4 B.2.3", "refused: no room, or the disk failed; sending again later may help"),
     NOT_THE_CLASS: (
@@ -125,7 +125,8 @@ class Receiver:
         Success means one of: the file and its ledger row are on the disk; exactly these bytes already were;
         the object is marked synthetic, so it is counted and dropped; another header came first with the same
         pixels under this SOP Instance UID, so this one is on the disk in quarantine. With other pixels, or
-        where they mean other HU or places, it is there too, and the answer is a warning.
+        where they mean other HU or places, or where the first is of another series, it is there too, and the
+        answer is a warning.
         """
         try:
             return self._take(arrival)
@@ -178,7 +179,7 @@ class Receiver:
         if recorded.superseded_job_id is not None:
             log.info("late slice", job=recorded.job_id, supersedes=recorded.superseded_job_id)
         if recorded.conflict:
-            return self._set_aside(arrival, placed, recorded.job_id)
+            return self._set_aside(arrival, placed, recorded)
         return Answer(SUCCESS)
 
     def _require_room_for(self, series_instance_uid: str) -> None:
@@ -189,22 +190,30 @@ class Receiver:
         if series_instance_uid not in begun:
             raise SpoolFull("only series that have begun are finished")
 
-    def _set_aside(self, arrival: Arrival, placed: Placed, job_id: int) -> Answer:
-        """Other bytes than the job holds: into quarantine, with a warning where it is another image."""
+    def _set_aside(self, arrival: Arrival, placed: Placed, recorded: Recorded) -> Answer:
+        """Other bytes than a job holds: into quarantine, with a warning where it is another image."""
         aside = self._spool.quarantine(placed, PurePosixPath(*placed.path.parts[-2:]))
-        held = self._ledger.instance(job_id, arrival.sop_instance_uid)
-        syntax = arrival.transfer_syntax_uid
-        found = (
-            Difference.PIXELS
-            if held is None
-            else difference(held.path, held.transfer_syntax_uid, aside.path, syntax)
+        found = self._difference(arrival, aside, recorded)
+        row = SetAside(
+            job_id=recorded.job_id,
+            path=aside.path,
+            sha256=aside.sha256,
+            bytes=aside.bytes,
+            calling_ae=arrival.calling_ae,
+            reason=found,
         )
-        self._ledger.record_set_aside(
-            SetAside(job_id, aside.path, aside.sha256, aside.bytes, arrival.calling_ae, found), self._clock()
-        )
+        self._ledger.record_set_aside(row, self._clock())
         self._ledger.count("quarantined")
-        log.warning("other bytes under a known UID: the first stay, these are in quarantine", job=job_id)
+        log.warning("other bytes under a known UID: the first stay, these are in quarantine", job=row.job_id)
         return Answer(SUCCESS) if found.is_harmless else Answer(COERCED, f"in quarantine: {found}")
+
+    def _difference(self, arrival: Arrival, aside: Placed, recorded: Recorded) -> Difference:
+        if recorded.in_other_series:
+            return Difference.SERIES
+        held = self._ledger.instance(recorded.job_id, arrival.sop_instance_uid)
+        if held is None:
+            return Difference.PIXELS
+        return difference(held.path, held.transfer_syntax_uid, aside.path, arrival.transfer_syntax_uid)
 
 
 def file_head(arrival: Arrival) -> bytes:

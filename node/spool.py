@@ -218,6 +218,7 @@ class Spool:
     def remove(self, path: Path) -> int:
         """Remove a file of inbox, outbox or quarantine, and its folder with the last one; the bytes it had.
 
+        So goes the folder in the inbox of a series of which everything was set aside.
         Nothing is done, and 0 said, for a file that is gone or lies anywhere else.
         """
         if path.parent.parent not in {self.root / name for name in REMOVABLE}:
@@ -227,8 +228,9 @@ class Spool:
             path.unlink()
         except FileNotFoundError:
             return 0
-        with suppress(OSError):  # not empty
-            path.parent.rmdir()
+        for folder in {path.parent, self._inbox / path.parent.name}:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
         return size
 
     def made(self) -> Iterator[tuple[str, set[Path]]]:

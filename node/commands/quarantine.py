@@ -12,8 +12,8 @@ from node.commands.screen import moment, say, show_rows, show_table
 def quarantine(config: ConfigFile = None, as_json: AsJson = False) -> None:
     """List instances that were set aside because other bytes came first under their UID.
 
-    The first ones stay and are worked with; the job is theirs. The files lie in data_dir/quarantine, a
-    folder a series; `s2node purge --quarantine` removes them.
+    In their series, or in another one that is still here. The first ones stay and are worked with; the job is
+    theirs. The files lie in data_dir/quarantine, a folder a series; `s2node purge --quarantine` removes them.
     """
     with open_ledger(settings_of(config)) as ledger:
         found = ledger.set_aside()

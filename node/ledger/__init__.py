@@ -125,7 +125,8 @@ class Ledger:
 
         A late slice (the generation is past RECEIVING) opens a generation holding the old instances and
         itself, and supersedes the old one; a byte-identical repeat never does. The same SOP Instance UID with
-        other bytes is a conflict: the first stays, nothing is recorded, the caller quarantines the second.
+        other bytes, or in another series that is still here, is a conflict: the first stays, nothing is
+        recorded, the caller quarantines the second.
         """
         path = self._stored(received.path)
         return self._store.together(lambda db: receiving.record(db, received, path, now))

@@ -16,19 +16,22 @@ def record(db: sqlite3.Connection, received: ReceivedInstance, path: str, now: f
     A new slice joins a generation that is RECEIVING. Once a generation has left RECEIVING what it holds
     never changes: a new slice then opens the next generation with the old instances and itself, and the old
     generation is SUPERSEDED, whatever was being done with it. A repeat of the same bytes changes nothing,
-    unless the node has purged its own: success promises that the bytes are here.
+    unless the node has purged its own: success promises that the bytes are here. What another series holds
+    under this SOP Instance UID came first, and this one joins nothing: a UID is of one instance (PS3.5 9).
     ``path`` is as the ledger stores it.
     """
     living = _living_job(db, received)
-    if living is None:
-        job = _open(db, received, 1, now)
-        return _join(db, job, received, path, now)
-    if living["state"] == State.PURGED:  # its files are gone: a repeat has to be kept again
-        return _open_next(db, living, received, path, now)
-    known = living["known_sha256"]
-    if known is not None:
+    if living is not None and living["known_sha256"] is not None:
         hear(db, living["id"], now)
-        return Recorded(living["id"], living["generation"], False, conflict=known != received.sha256)
+        is_other = living["known_sha256"] != received.sha256
+        return Recorded(living["id"], living["generation"], False, conflict=is_other)
+    holder = _holder_elsewhere(db, received)
+    if holder is not None:
+        if living is not None:
+            hear(db, living["id"], now)
+        return Recorded(holder["id"], holder["generation"], False, conflict=True, in_other_series=True)
+    if living is None:
+        return _join(db, _open(db, received, 1, now), received, path, now)
     if living["state"] == State.RECEIVING:
         return _join(db, (living["id"], living["generation"]), received, path, now)
     return _open_next(db, living, received, path, now)
@@ -48,11 +51,28 @@ def repeat(
 
 
 def _living_job(db: sqlite3.Connection, received: ReceivedInstance) -> sqlite3.Row | None:
-    """The living generation of the series, with the digest of its instance of the same UID if it has one."""
+    """The living generation of the series, with the digest of its instance of the same UID if it has one.
+
+    What was purged it has no longer: a repeat has to be kept again.
+    """
     row: sqlite3.Row | None = db.execute(
         "SELECT id, generation, state, (SELECT sha256 FROM instance WHERE job_id = job.id"
-        " AND sop_instance_uid = ?) AS known_sha256"
+        " AND sop_instance_uid = ? AND job.state <> 'PURGED') AS known_sha256"
         " FROM job WHERE series_instance_uid = ? AND state <> 'SUPERSEDED'",
+        (received.sop_instance_uid, received.series_instance_uid),
+    ).fetchone()
+    return row
+
+
+def _holder_elsewhere(db: sqlite3.Connection, received: ReceivedInstance) -> sqlite3.Row | None:
+    """The oldest job of another series that holds this SOP Instance UID: its files are here, rejected or not.
+
+    A superseded generation holds nothing that the living one of its series does not hold too.
+    """
+    row: sqlite3.Row | None = db.execute(
+        "SELECT job.id, job.generation FROM instance JOIN job ON job.id = instance.job_id"
+        " WHERE instance.sop_instance_uid = ? AND job.series_instance_uid <> ?"
+        " AND job.state NOT IN ('SUPERSEDED', 'PURGED') ORDER BY instance.job_id LIMIT 1",
         (received.sop_instance_uid, received.series_instance_uid),
     ).fetchone()
     return row

@@ -55,8 +55,8 @@ class Recorded:
     """What became of a received instance.
 
     ``is_new`` is False for a byte-identical repeat and for a conflict. ``conflict`` is True where the
-    generation already holds this SOP Instance UID with other bytes: the first one stays, and the caller
-    quarantines the second.
+    generation already holds this SOP Instance UID with other bytes, or one of another series does, whose job
+    this is then: the first one stays, and the caller quarantines the second.
     """
 
     job_id: int
@@ -64,6 +64,7 @@ class Recorded:
     is_new: bool
     superseded_job_id: int | None = None
     conflict: bool = False
+    in_other_series: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,67 @@ def test_other_pixels_under_a_known_uid_are_set_aside_with_a_warning_and_shown(n
     assert notes == ["an instance from SENDER is in quarantine: other pixels came first"]
 
 
+def other_series(number: int = 1, **values: object) -> Dataset:
+    """Slice ``number`` with its UID, as one of another series."""
+    return ct(number, SeriesInstanceUID="2.25.29", **values)
+
+
+def test_a_uid_of_another_series_is_set_aside_with_a_warning_whatever_its_pixels(node: Node) -> None:
+    answers = node.send(ct(1), ct(2), other_series(1), other_series(2, pixels=9), other_series(1), ct(1))
+    assert answers == [0, 0, COERCED, COERCED, COERCED, 0]
+    first, second = node.ledger.set_aside()
+    assert [(each.times, each.calling_ae, each.reason) for each in (first, second)] == [
+        (2, "SENDER", "an instance of another series came first"),
+        (1, "SENDER", "an instance of another series came first"),
+    ]
+    assert dcmread(first.path).SeriesInstanceUID == "2.25.29"
+    (job,) = node.ledger.jobs()
+    assert (job.series_instance_uid, job.instances, job.state) == ("2.25.20", 2, State.RECEIVING)
+    assert {dcmread(each.path).SeriesInstanceUID for each in node.ledger.instances(job.id)} == {"2.25.20"}
+    notes = [event.note for event in node.ledger.events(job.id) if event.note]
+    assert notes == ["an instance from SENDER is in quarantine: an instance of another series came first"] * 2
+    assert node.ledger.counters() == {"quarantined": 3, "repeats": 1}
+    assert node.scp.refused == {COERCED: 3}
+
+
+def test_of_two_series_that_bring_one_uid_at_once_one_holds_it(node: Node) -> None:
+    answers: list[int] = []
+
+    def sender(ds: Dataset) -> None:
+        answers.extend(node.send(ds))
+
+    for number in range(1, 6):
+        pair = [threading.Thread(target=sender, args=(make(number),)) for make in (ct, other_series)]
+        for thread in pair:
+            thread.start()
+        for thread in pair:
+            thread.join(120)
+    assert sorted(answers) == [0] * 5 + [COERCED] * 5
+    held = [uid for job in node.ledger.jobs() for uid in node.held(job.series_instance_uid)]
+    assert sorted(held) == [f"2.25.20.{number}" for number in range(1, 6)]
+    assert len(node.ledger.set_aside()) == 5
+
+
+def test_what_a_crash_left_placed_and_not_recorded_holds_no_uid_and_is_set_aside_when_it_comes_again(
+    node: Node,
+) -> None:
+    left = other_series(1)
+    node.send(left)
+    (job,) = node.ledger.jobs()
+    (instance,) = node.ledger.instances(job.id)
+    with node.ledger._store.writing() as db:  # the file is there, its transaction was never written
+        for table in ("event", "instance"):
+            db.execute(f"DELETE FROM {table}")
+        db.execute("DELETE FROM job")
+    assert node.send(ct(1)) == [0]
+    assert instance.path.exists()
+    assert node.send(left) == [COERCED]
+    assert not instance.path.exists()
+    (aside,) = node.ledger.set_aside()
+    assert (aside.path.name, aside.sha256) == (instance.path.name, instance.sha256)
+    assert node.held("2.25.20") == ["2.25.20.1"]
+
+
 def test_what_is_not_answered_with_success_is_counted_by_status(node: Node) -> None:
     nameless = ct(3)
     nameless.StudyInstanceUID = "no UID"

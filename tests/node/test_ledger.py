@@ -212,6 +212,62 @@ def test_other_bytes_under_a_known_uid_are_a_conflict_and_the_first_stay(ledger:
     assert ledger.instances(job_id)[1].sha256 == f"{1:064x}"
 
 
+def in_series(ledger: Ledger, series: str, number: int = 1) -> ReceivedInstance:
+    """Slice ``number`` of series 1.2.3, byte for byte, as one of another series."""
+    return replace(slice_(ledger, number), series_instance_uid=series)
+
+
+@pytest.mark.parametrize("past", [s for s in State if s not in {State.SUPERSEDED, State.PURGED}])
+def test_a_uid_that_another_series_holds_joins_nothing_wherever_that_series_stands(
+    ledger: Ledger, past: State
+) -> None:
+    holder = walk_to(ledger, past)
+    own = received(ledger, 1, series="1.9", now=500.0)
+    for series in ("1.8", "1.9"):
+        answer = ledger.record_instance(in_series(ledger, series), 510.0)
+        assert (answer.job_id, answer.is_new, answer.conflict, answer.in_other_series) == (
+            holder, False, True, True,
+        )  # fmt: skip
+    assert ledger.find_jobs("1.8") == []
+    assert [i.sop_instance_uid for i in ledger.instances(own)] == ["1.9.0"]
+    assert ledger.job(own).last_received_at == 510.0, "the sender is still at it"
+    assert ledger.job(holder).state is past
+
+
+def test_a_uid_held_elsewhere_opens_no_generation(ledger: Ledger) -> None:
+    holder = received(ledger)
+    own = ready(ledger, "1.9")
+    assert ledger.record_instance(in_series(ledger, "1.9"), 510.0).job_id == holder
+    assert [job.state for job in ledger.find_jobs("1.9")] == [State.READY]
+    assert ledger.job(own).instances == 2
+
+
+def test_a_series_that_was_purged_holds_no_uid(ledger: Ledger) -> None:
+    walk_to(ledger, State.PURGED)
+    assert ledger.record_instance(in_series(ledger, "1.8"), 900.0).is_new
+
+
+def test_an_earlier_generation_holds_only_what_the_living_one_does(ledger: Ledger) -> None:
+    old = walk_to(ledger, State.COMMITTED)
+    new = ledger.record_instance(slice_(ledger, 9), 900.0).job_id
+    assert ledger.record_instance(in_series(ledger, "1.8"), 901.0).job_id == new
+    ledger.move(new, State.REJECTED, 902.0, "NOT-A-GRID")
+    assert ledger.begin_purge(new, [State.REJECTED], 903.0, 904.0)
+    assert ledger.job(old).state is State.SUPERSEDED
+    assert ledger.record_instance(in_series(ledger, "1.8"), 905.0).is_new
+
+
+def test_where_two_series_have_held_a_uid_for_long_a_repeat_is_one_in_each(ledger: Ledger) -> None:
+    first, second = received(ledger), received(ledger, series="1.8")
+    with ledger._store.writing() as db:  # a ledger from before this was noticed
+        db.execute("UPDATE instance SET sop_instance_uid = '1.2.3.1' WHERE sop_instance_uid = '1.8.1'")
+    for series, job_id in (("1.2.3", first), ("1.8", second)):
+        again = ledger.record_instance(in_series(ledger, series), 200.0)
+        assert (again.job_id, again.is_new, again.conflict) == (job_id, False, False)
+        other = ledger.record_instance(replace(in_series(ledger, series), sha256="f" * 64), 201.0)
+        assert (other.job_id, other.conflict, other.in_other_series) == (job_id, True, False)
+
+
 @pytest.mark.parametrize("past", [s for s in State if s not in {State.RECEIVING, State.SUPERSEDED}])
 def test_a_late_slice_opens_the_next_generation_with_the_old_slices_and_itself(
     ledger: Ledger, past: State

@@ -118,6 +118,17 @@ def test_quarantined_files_leave_the_inbox(spool: Spool) -> None:
     assert not placed.path.exists()
 
 
+def test_with_the_last_of_a_series_in_quarantine_goes_its_empty_folder_in_the_inbox(spool: Spool) -> None:
+    both = [spool.place(BYTES, f"inbox/1.{series}/3.dcm") for series in (2, 3)]
+    kept = spool.place(BYTES, "inbox/1.3/4.dcm")
+    for placed in both:
+        moved = spool.quarantine(placed, PurePosixPath(*placed.path.parts[-2:]))
+        assert spool.remove(moved.path) == len(BYTES)
+    assert not spool.has_series("1.2")
+    assert kept.path.exists()
+    assert list((spool.root / "quarantine").iterdir()) == []
+
+
 def test_the_folders_are_for_the_node_alone(spool: Spool) -> None:
     placed = spool.place(BYTES, "inbox/1.2/3.dcm")
     folders = [*(spool.root / name for name in FOLDERS), placed.path.parent]
