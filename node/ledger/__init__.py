@@ -459,6 +459,8 @@ class Ledger:
 
     def close_committed(self, required: Collection[str], now: float) -> None:
         """Move every DELIVERED job that ``required``, as it is now, has committed."""
+        if not required:
+            return
         for job in self.jobs([State.DELIVERED]):
             with self._store.writing() as db:
                 commitments.close(db, job.id, required, now)

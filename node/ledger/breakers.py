@@ -45,7 +45,8 @@ def waiting(db: sqlite3.Connection) -> dict[str, tuple[int, float]]:
 def hasten(db: sqlite3.Connection, destination: str, now: float) -> None:
     """What waits for this destination waits no longer."""
     db.execute(
-        "UPDATE delivery SET not_before = :now WHERE destination = :destination AND not_before > :now",
+        "UPDATE delivery SET not_before = :now WHERE destination = :destination AND not_before > :now"
+        " AND job_id IN (SELECT id FROM job WHERE state = 'BUILT')",
         {"destination": destination, "now": now},
     )
 

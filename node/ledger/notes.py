@@ -16,12 +16,16 @@ from node.ledger.rows import Output, Rejection
 from node.states import MOVES, State
 
 
+def expect(db: sqlite3.Connection, job_id: int) -> None:
+    """A job was superseded: where it went somewhere, a note is due once a later generation is built."""
+    if went_to(db, job_id) and live(db, job_id, None):
+        db.execute("INSERT INTO unannounced (job_id) VALUES (?)", (job_id,))
+
+
 def superseded(db: sqlite3.Connection) -> list[sqlite3.Row]:
     """SUPERSEDED jobs that went somewhere and were not rejected, once a later generation was built."""
     return db.execute(
-        "SELECT job.* FROM job WHERE job.state = 'SUPERSEDED'"
-        f" AND EXISTS (SELECT 1 FROM output WHERE output.job_id = job.id AND {LIVE})"
-        " AND EXISTS (SELECT 1 FROM delivery WHERE delivery.job_id = job.id AND started_at IS NOT NULL)"
+        "SELECT job.* FROM job WHERE job.id IN (SELECT job_id FROM unannounced)"
         " AND EXISTS (SELECT 1 FROM job AS later JOIN output AS made ON made.job_id = later.id"
         " WHERE later.series_instance_uid = job.series_instance_uid AND later.generation > job.generation)"
         f" AND {NAMEABLE.format(job='job')} ORDER BY job.id"
@@ -86,6 +90,8 @@ def reject(
         "INSERT INTO rejected (output_id, note_id, at) VALUES (?, ?, ?)",
         [(row["id"], note_id, now) for row in rows],
     )
+    if not live(db, job_id, None):
+        db.execute("DELETE FROM unannounced WHERE job_id = ?", (job_id,))
     words = f"{reason}; rejection note: job {note_id}" if targets else reason
     _tell(db, job_id, words, now, recall=recall)
     return Rejection(job_id, note_id, tuple(targets))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import replace
 
-from node.ledger import moves
+from node.ledger import moves, notes
 from node.ledger.rows import ReceivedInstance, Recorded
 from node.states import State
 
@@ -102,6 +102,7 @@ def _open_next(
     db: sqlite3.Connection, old: sqlite3.Row, received: ReceivedInstance, path: str, now: float
 ) -> Recorded:
     moves.move(db, old["id"], State.SUPERSEDED, now, reason="a late slice opened the next generation")
+    notes.expect(db, old["id"])
     job = _open(db, received, old["generation"] + 1, now)
     if old["state"] != State.PURGED:  # a purged generation's files are gone
         _copy_instances(db, old["id"], job[0])

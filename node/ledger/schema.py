@@ -235,6 +235,23 @@ MIGRATIONS: tuple[Migration, ...] = (
         # Who follows the events, and the last one each has heard.
         "CREATE TABLE follower (name TEXT PRIMARY KEY, event_id INTEGER NOT NULL) WITHOUT ROWID",
     ),
+    (
+        # What lanes ask for several times a second is found without a look at the years before: superseded
+        # jobs that went somewhere, until their results are rejected,
+        "CREATE TABLE unannounced (job_id INTEGER PRIMARY KEY REFERENCES job (id))",
+        """
+        INSERT INTO unannounced SELECT job.id FROM job WHERE job.state = 'SUPERSEDED'
+        AND EXISTS (SELECT 1 FROM delivery WHERE delivery.job_id = job.id AND started_at IS NOT NULL)
+        AND EXISTS (
+            SELECT 1 FROM output WHERE output.job_id = job.id
+            AND NOT EXISTS (SELECT 1 FROM rejected WHERE rejected.output_id = output.id)
+        )
+        """,
+        # jobs that may still have to be committed (nobody is asked about notes, which stay DELIVERED),
+        "CREATE INDEX job_to_commit ON job (state) WHERE state = 'DELIVERED' AND rejects IS NULL",
+        # and storage commitments that are still to be reported.
+        "CREATE INDEX request_open ON request (calling_ae) WHERE closed_at IS NULL",
+    ),
 )
 """Entry n brings a file of schema version n to n + 1. Never edit one that was released: append."""
 

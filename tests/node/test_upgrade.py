@@ -15,11 +15,13 @@ from node.ledger.schema import MIGRATIONS
 from node.states import State
 
 LEDGERS = Path(__file__).parent / "ledgers"
+VERSIONS = range(1, len(MIGRATIONS))
+"""Those before this one."""
 CT = "1.2.840.10008.5.1.4.1.1.2"
 SYNTHESIS = SynthesisRecord("arterial", "m-1", "dd", 0, "bridge", 4, "cpu")
 
 ON_ITS_WAY = {1: State.RECEIVING, 2: State.SETTLED, 3: State.READY, 4: State.BUILT, 5: State.DELIVERED}
-"""Jobs of both files by number; 6 is PARKED, 7 REJECTED, 8 superseded by 9 (BUILT), 10 by 11 (DELIVERED)."""
+"""Jobs of all files by number; 6 is PARKED, 7 REJECTED, 8 superseded by 9 (BUILT), 10 by 11 (DELIVERED)."""
 
 
 def a_ledger_of(version: int, folder: Path) -> Path:
@@ -36,6 +38,13 @@ def tables_of(path: Path) -> dict[str, list[str]]:
     columns = {name: sorted(row[1] for row in db.execute(f"PRAGMA table_info({name})")) for name in names}
     db.close()
     return columns
+
+
+def indexes_of(path: Path) -> set[tuple[str, str]]:
+    db = sqlite3.connect(path)
+    found = set(db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"))
+    db.close()
+    return found
 
 
 def walk(ledger: Ledger, job_id: int) -> None:
@@ -58,7 +67,7 @@ def walk(ledger: Ledger, job_id: int) -> None:
     ledger.record_found(job_id, "pacs", CommitmentAnswer(held), {"pacs"}, 33.0)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", VERSIONS)
 def test_a_ledger_of_an_earlier_version_is_migrated_and_its_open_jobs_finish(
     version: int, tmp_path: Path
 ) -> None:
@@ -74,15 +83,24 @@ def test_a_ledger_of_an_earlier_version_is_migrated_and_its_open_jobs_finish(
             assert ledger.job(job_id).state is before[job_id]
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_migrated_ledger_has_the_tables_of_a_new_one(version: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_migrated_ledger_has_the_tables_and_indexes_of_a_new_one(version: int, tmp_path: Path) -> None:
     Ledger(tmp_path / "new.sqlite3").close()
     old = a_ledger_of(version, tmp_path)
     Ledger(old).close()
     assert tables_of(old) == tables_of(tmp_path / "new.sqlite3")
+    assert indexes_of(old) == indexes_of(tmp_path / "new.sqlite3")
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_superseded_result_of_an_earlier_version_is_announced_unless_it_was_rejected(
+    version: int, tmp_path: Path
+) -> None:
+    with Ledger(a_ledger_of(version, tmp_path)) as ledger:
+        assert [job.id for job in ledger.superseded()] == [8]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 def test_a_ledger_is_migrated_once_and_opens_again(version: int, tmp_path: Path) -> None:
     path = a_ledger_of(version, tmp_path)
     with Ledger(path) as first, Ledger(path) as second:
