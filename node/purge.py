@@ -15,7 +15,7 @@ import structlog
 
 from config.settings import RetentionSettings
 from node.flow import Failure, attempt
-from node.ledger import Job, Ledger
+from node.ledger import Job, Ledger, SetAside
 from node.spool import Spool
 from node.states import State
 
@@ -105,11 +105,14 @@ def weigh_quarantine(ledger: Ledger, before: float) -> Tally:
 
 def purge_quarantine(ledger: Ledger, spool: Spool, before: float, clock: Callable[[], float]) -> Tally:
     """Remove what came into quarantine before then, and nothing that comes again meanwhile."""
-    sizes = []
+    by_job: dict[int, list[SetAside]] = {}
     for each in ledger.set_aside(before):
+        by_job.setdefault(each.job_id, []).append(each)
+    sizes = []
+    for job_id, aside in by_job.items():
         with spool.removing():
-            sizes.append(spool.remove(each.path))
-            ledger.record_removed(each, clock())
+            sizes += [spool.remove(each.path) for each in aside]
+            ledger.record_removed(job_id, aside, clock())
     return Tally(len(sizes), sum(sizes))
 
 

@@ -201,6 +201,7 @@ class Receiver:
             bytes=aside.bytes,
             calling_ae=arrival.calling_ae,
             reason=found,
+            sop_class_uid=arrival.sop_class_uid,
         )
         self._ledger.record_set_aside(row, self._clock())
         self._ledger.count("quarantined")

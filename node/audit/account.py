@@ -47,6 +47,7 @@ from node.ledger import Event, Followed, Instance, Job, Ledger, Output
 from node.ledger.deliveries import COMPLETE_CODE, PARTIAL_CODE, REFUSED_CODE
 from node.ledger.moves import EXPORTED_CODE
 from node.ledger.purging import PURGED_CODE
+from node.ledger.quarantine import REMOVED_CODE
 from node.series import read_header
 from node.states import State
 from node.users import user_of
@@ -127,9 +128,16 @@ class Account:
         if removed := counted(each.sop_class_uid for each in self._files(job) if each.path in gone):
             yield self._accessed(job, event.at, Action.DELETE, removed)
 
-    def _accessed(self, job: Job, at: float, action: Action, instances: Instances) -> Message:
+    def _discarded(self, job: Job, event: Event) -> Iterator[Message]:
+        """What lay in quarantine, set aside under UIDs of the job's instances, was removed (A.5.3.6)."""
+        removed = counted(iter(self.ledger.removed_classes(job.id, event.at)))
+        yield self._accessed(job, event.at, Action.DELETE, removed, words=event.note or "")
+
+    def _accessed(
+        self, job: Job, at: float, action: Action, instances: Instances, words: str = ""
+    ) -> Message:
         node = self._node(APPLICATION, is_requestor=True)
-        return Message(INSTANCES_ACCESSED, action, at, (node,), self._things(job, instances))
+        return Message(INSTANCES_ACCESSED, action, at, (node,), self._things(job, instances), words=words)
 
     def _exported(self, job: Job, event: Event) -> Iterator[Message]:
         """A person took the files out of the node (A.5.3.5)."""
@@ -262,6 +270,7 @@ NOTED: Mapping[str, Callable[[Account, Job, Event], Iterator[Message]]] = {
     REFUSED_CODE: Account._refused,
     PARTIAL_CODE: Account._taken,
     PURGED_CODE: Account._removed,
+    REMOVED_CODE: Account._discarded,
     EXPORTED_CODE: Account._exported,
 }
 """What a note of the ledger that is no move means, by its code."""

@@ -537,10 +537,15 @@ class Ledger:
             del row["removed_at"]
         return [SetAside(**row) for row in rows]
 
-    def record_removed(self, aside: SetAside, now: float) -> None:
-        """Its file is gone."""
+    def record_removed(self, job_id: int, aside: Iterable[SetAside], now: float) -> None:
+        """The files of what was set aside beside the job's are gone, and its history says so."""
         with self._store.writing() as db:
-            quarantine.remove(db, aside.id, now)
+            quarantine.remove(db, job_id, [each.id for each in aside], now)
+
+    def removed_classes(self, job_id: int, at: float) -> list[str]:
+        """SOP class of each instance that was removed from quarantine then, as far as it is known."""
+        with self._store.reading() as db:
+            return quarantine.removed(db, job_id, at)
 
     # rejecting
 

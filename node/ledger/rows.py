@@ -108,6 +108,8 @@ class SetAside:
     at: float = 0.0
     times: int = 1
     id: int = 0
+    sop_class_uid: str = ""
+    """Empty where an earlier version set it aside."""
 
 
 @dataclass(frozen=True, slots=True)

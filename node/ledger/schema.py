@@ -251,6 +251,8 @@ MIGRATIONS: tuple[Migration, ...] = (
         "CREATE INDEX job_to_commit ON job (state) WHERE state = 'DELIVERED' AND rejects IS NULL",
         # and storage commitments that are still to be reported.
         "CREATE INDEX request_open ON request (calling_ae) WHERE closed_at IS NULL",
+        # What an audit has to say about an instance that goes from quarantine; empty where it is not known.
+        "ALTER TABLE quarantined ADD COLUMN sop_class_uid TEXT NOT NULL DEFAULT ''",
     ),
 )
 """Entry n brings a file of schema version n to n + 1. Never edit one that was released: append."""

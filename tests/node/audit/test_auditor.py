@@ -18,7 +18,9 @@ from config.settings import Settings
 from node.alarm import Alert, AlertKind
 from node.audit.alarms import EVERY_S, MOST, Alarms
 from node.audit.auditor import Auditor
-from node.ledger import CommitmentAnswer, Ledger, Output, ReceivedInstance, SynthesisRecord
+from node.ledger import CommitmentAnswer, Ledger, Output, ReceivedInstance, SetAside, SynthesisRecord
+from node.purge import purge_quarantine
+from node.spool import Spool
 from node.states import State
 
 SCHEMA = etree.RelaxNG(etree.parse(Path(__file__).with_name("audit-message.rng")))
@@ -302,6 +304,35 @@ def test_the_removal_of_a_superseded_jobs_files_is_told_but_not_of_those_the_nex
     (removed,) = written(tmp_path)
     assert kinds([removed]) == [("DICOM Instances Accessed", "D", "0")]
     assert removed.find(".//SOPClass").get("NumberOfInstances") == "3", "the results"
+
+
+def test_what_is_removed_from_quarantine_is_told_once_for_each_job(
+    ledger: Ledger, tmp_path: Path, file: Path, auditor: Callable[..., Auditor]
+) -> None:
+    spool = Spool(ledger.path.parent)
+    one, other = journey(ledger, file), journey(ledger, file, 2)
+    for job_id, number, sop_class_uid in ((one, 1, CT), (other, 2, ""), (one, 3, CT), (one, 4, NOTE)):
+        placed = spool.place(b"other", f"quarantine/2.25.5.{job_id}/{number}.dcm")
+        aside = SetAside(
+            job_id, placed.path, placed.sha256, placed.bytes, "CT1", "why", sop_class_uid=sop_class_uid
+        )
+        ledger.record_set_aside(aside, 8.0)
+    account = auditor(to_file=True)
+    for _ in range(2):
+        purge_quarantine(ledger, spool, 9.0, lambda: 10.0)
+        account.write()
+    removed = written(tmp_path)
+    assert kinds(removed) == [("DICOM Instances Accessed", "D", "0")] * 2
+    assert [root.find(".//EventOutcomeDescription").text for root in removed] == [
+        "instances removed from quarantine: 3",
+        "instances removed from quarantine: 1",
+    ]
+    found = [
+        {each.get("UID"): each.get("NumberOfInstances") for each in root.iter("SOPClass")} for root in removed
+    ]
+    assert found == [{CT: "2", NOTE: "1"}, {}], "of the other one an earlier version kept no class"
+    study = removed[0].find("ParticipantObjectIdentification")
+    assert study.get("ParticipantObjectID") == "2.25.4"
 
 
 @pytest.mark.parametrize("with_patient", [True, False])
