@@ -131,3 +131,11 @@ def test_a_question_asked_all_the_time_takes_as_much_as_on_a_young_ledger(
 ) -> None:
     young, old = (steps(ledger, QUESTIONS[question]) for ledger in ledgers)
     assert 0 < old <= young
+
+
+def test_a_node_that_asks_nobody_to_commit_looks_at_nothing_for_that_when_it_starts(
+    ledgers: tuple[Ledger, Ledger],
+) -> None:
+    _, old = ledgers
+    assert old.jobs([State.DELIVERED])
+    assert steps(old, lambda ledger: ledger.close_committed([], LATER)) == 0
