@@ -1,8 +1,9 @@
-"""Instances that were tampered with, through receive, intake and reader: a code for each, and nothing else.
+"""Instances that were tampered with, through listener, intake and reader: a code for each, and nothing else.
 
-Seeds are phantoms, pydicom's own test files and, where it is there, real CT. Mutants are made of bytes
-(flipped, cut, repeated, lengths that lie) and of elements (values no scanner writes). S2NODE_MUTANTS says how
-many, S2NODE_FUZZ_SEED draws others. The last mutant lies in ``mutant.dcm`` of the test's folder.
+A sender gives them to the node's listener over associations, byte for byte. Seeds are phantoms, pydicom's own
+test files and, where it is there, real CT. Mutants are made of bytes (flipped, cut, repeated, lengths that
+lie) and of elements (values no scanner writes). S2NODE_MUTANTS says how many, S2NODE_FUZZ_SEED draws others.
+The last mutant lies in ``mutant.dcm`` of the test's folder.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import copy
 import faulthandler
 import os
 import sys
+import threading
 import time
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from random import Random
@@ -26,17 +29,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import data, dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.filereader import read_dataset
+from pydicom.filereader import read_dataset, read_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import build_context
+from pynetdicom.association import Association
 from pynetdicom.dsutils import encode
 
+from config.settings import ListenSettings, StoreDestination
 from node.build import read_examined
-from node.errors import REJECTION_CODES
+from node.destinations.cstore import OnlyAnswers, associated, store
+from node.errors import REJECTION_CODES, DestinationUnreachable
 from node.flow import Failure, attempt
 from node.header import HeaderRefused, read_header
 from node.ledger import LEDGER_FILE, Ledger
 from node.outputs.encoding import file_meta_of
-from node.receive import STATUSES, SUCCESS, Arrival, Receiver
+from node.receive import STATUSES, SUCCESS, UNFORESEEN, Arrival, file_head
+from node.scp import Scp, supported_contexts
 from node.spool import FOLDERS, Spool
 
 SEED = int(os.environ.get("S2NODE_FUZZ_SEED", "1"))
@@ -57,6 +65,11 @@ SYNTAXES = (
     "1.2.840.10008.1.2.2",
     DeflatedExplicitVRLittleEndian,
 )
+OF_AN_ASSOCIATION = 50
+"""Mutants that go over one; each may need a presentation context of its own, and there are 128."""
+PDU_BYTES = (1024, 16_384, 131_072)
+"""How long the sender's pieces may be: the header in many, the header in the first, all in one."""
+MOST_GROWTH_BYTES = 128 * 1024**2
 LENGTHS = (0, 1, 0x7FFFFFFF, 0xFFFFFFFE, 0xFFFFFFFF)
 PATHS = (b"../../../../etc/cron.d/x", b"/tmp/x", b"..", b"\x00", b"1.2/../../3", b"\\..\\..")
 VALUES = {
@@ -85,6 +98,14 @@ VALUES = {
 """What no scanner writes, by element."""
 
 
+GRANTED = {
+    (context.abstract_syntax, syntax)
+    for context in supported_contexts(ListenSettings())
+    for syntax in context.transfer_syntax
+}
+"""SOP classes and transfer syntaxes that the listener takes: others do not get as far as a C-STORE."""
+
+
 @dataclass(frozen=True)
 class Seed:
     """An instance that is well, and what else its series has."""
@@ -95,6 +116,22 @@ class Seed:
     others: tuple[bytes, ...] = ()
 
 
+@dataclass(frozen=True)
+class Mutant:
+    """One mutant: its number, how it was made, and of what."""
+
+    number: int
+    way: str
+    seed: Seed
+    arrival: Arrival
+
+    def written(self, folder: Path) -> Path:
+        """The file to send: what follows its file meta information goes out as it lies."""
+        path = folder / "mutant.dcm"
+        path.write_bytes(file_head(self.arrival) + self.arrival.data)
+        return path
+
+
 def numbered(uid: str, number: int) -> bytes:
     """A UID of the same length whose last digits are the mutant's number."""
     return uid[:-NUMBER].encode() + f"{number:0{NUMBER}}".encode()
@@ -102,6 +139,8 @@ def numbered(uid: str, number: int) -> bytes:
 
 def seed_of(name: str, ds: Dataset) -> Seed | None:
     syntax = ds.file_meta.TransferSyntaxUID
+    if (ds.SOPClassUID, syntax) not in GRANTED:
+        return None
     uids = (ds.get("SeriesInstanceUID", ""), ds.get("SOPInstanceUID", ""))
     if any(len(uid) < NUMBER + 4 for uid in uids):
         return None
@@ -114,7 +153,7 @@ def seed_of(name: str, ds: Dataset) -> Seed | None:
 
 
 def collected(phantom: list[Dataset], real: list[Path]) -> list[Seed]:
-    """Every seed that can be told apart by number; what pydicom itself cannot write again is left out."""
+    """Every seed that can be told apart by number and sent; what pydicom cannot write again is left out."""
     slices = []
     for ds in phantom:
         ds.SeriesInstanceUID = "2.25.77.10000000"
@@ -134,8 +173,8 @@ def collected(phantom: list[Dataset], real: list[Path]) -> list[Seed]:
     return seeds
 
 
-def mutate(seed: Seed, number: int, rng: Random) -> tuple[str, Arrival]:
-    """The ``number``-th mutant: how it was made, and what arrives."""
+def mutate(seed: Seed, number: int, rng: Random) -> Mutant:
+    """The ``number``-th mutant."""
     uid = numbered(seed.arrival.sop_instance_uid, number)
     data = bytes(seed.arrival.data).replace(seed.arrival.sop_instance_uid.encode(), uid)
     data = data.replace(seed.series_uid, numbered(seed.series_uid.decode(), number))
@@ -145,7 +184,7 @@ def mutate(seed: Seed, number: int, rng: Random) -> tuple[str, Arrival]:
     )
     if rng.random() < 0.05:
         arrival = replace(arrival, transfer_syntax_uid=str(rng.choice(SYNTAXES)))
-    return name, arrival
+    return Mutant(number, name, seed, arrival)
 
 
 def flipped_in_the_header(data: bytes, rng: Random) -> bytes:
@@ -163,7 +202,7 @@ def flipped(data: bytes, rng: Random) -> bytes:
 
 
 def cut(data: bytes, rng: Random) -> bytes:
-    return data[: rng.randrange(len(data))]
+    return data[: rng.randrange(1, len(data))]
 
 
 def without_a_piece(data: bytes, rng: Random) -> bytes:
@@ -258,66 +297,127 @@ def read(paths: list[Path], settings) -> str:
     return outcome.disposition.code if isinstance(outcome, Failure) else "read"
 
 
-def as_it_comes(arrival: Arrival, number: int) -> Arrival:
-    """Every other mutant in pieces, as over the network."""
-    if number % 2:
-        return arrival
-    length = Random(number).choice((1024, 16_378, 131_066))
-    whole = bytes(arrival.data)
-    return replace(arrival, data=[whole[at : at + length] for at in range(0, len(whole), length)])
+def drawn(seeds: list[Seed], many: int, rng: Random) -> Iterator[list[Mutant]]:
+    """The mutants, as many at a time as go over one association."""
+    for first in range(FIRST, FIRST + many, OF_AN_ASSOCIATION):
+        numbers = range(first, min(first + OF_AN_ASSOCIATION, FIRST + many))
+        yield [mutate(rng.choice(seeds), number, rng) for number in numbers]
+
+
+class InPieces(OnlyAnswers):
+    """Sends pieces shorter than the peer would take."""
+
+    def __init__(self, assoc: Association, pdu_bytes: int) -> None:
+        super().__init__(assoc)
+        self._pdu_bytes = pdu_bytes
+
+    @property
+    def maximum_pdu_size(self) -> int:
+        return self._pdu_bytes
+
+
+@contextmanager
+def connected(port: int, mutants: list[Mutant], pdu_bytes: int) -> Iterator[Association]:
+    """An association for these mutants, over which they go in pieces of at most so many bytes."""
+    node = StoreDestination.model_validate(
+        {"name": "node", "host": "127.0.0.1", "port": port, "ae_title": "S2NODE"}
+    )
+    kinds = {(each.arrival.sop_class_uid, each.arrival.transfer_syntax_uid) for each in mutants}
+    with associated(node, [build_context(*kind) for kind in sorted(kinds)]) as assoc:
+        assoc.dimse = InPieces(assoc, pdu_bytes)
+        yield assoc
+
+
+def answer_to(assoc: Association, path: Path) -> int | None:
+    """The status of the C-STORE; None where the association ended instead."""
+    try:
+        return store(assoc, path, read_file_meta_info(path))
+    except DestinationUnreachable:
+        return None
+
+
+@dataclass
+class Count:
+    """What came of the mutants."""
+
+    ways: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    codes: Counter[str] = field(default_factory=Counter)
+    bugs: list[tuple[int, str, str, str]] = field(default_factory=list)
+    slowest_s: float = 0.0
+
+    def answered(self, mutant: Mutant, status: int | None) -> None:
+        words = "none" if status is None else f"0x{status:04X}"
+        self.ways[mutant.way] += 1
+        self.answers[words] += 1
+        if status not in STATUSES or status == UNFORESEEN:
+            self.bugs.append((mutant.number, mutant.way, mutant.seed.name, words))
+
+    def judged(self, mutant: Mutant, code: str) -> None:
+        self.codes[code] += 1
+        if code not in REJECTION_CODES and code not in {"read", "VOLUME-UNSUPPORTED", "dropped"}:
+            self.bugs.append((mutant.number, mutant.way, mutant.seed.name, code))
 
 
 @pytest.mark.timeout(0)
 def test_every_mutant_gets_an_answer_and_a_code_and_touches_nothing_else(
-    amount, figures, quick_settings, phantom_slices, tmp_path, watched
+    rig, amount, figures, quick_settings, phantom_slices, new_series, tmp_path, watched, monkeypatch
 ):
-    mutants = amount("MUTANTS", short=300, full=20_000)
-    settings = quick_settings()
+    many = amount("MUTANTS", short=300, full=20_000)
+    settings = quick_settings(storage={"max_instance_bytes": 2**25})
     root = settings.storage.data_dir
-    phantom = [dcmread_copy(ds) for ds in phantom_slices]
-    seeds = collected(phantom, real_slices())
-    rng, spool = Random(SEED), Spool(root)
-    answers, codes, ways = Counter(), Counter(), Counter()
-    slowest_s, bugs = 0.0, []
-    with Ledger(root / LEDGER_FILE) as ledger, warnings.catch_warnings():
+    seeds = collected([dcmread_copy(ds) for ds in phantom_slices], real_slices())
+    rng, count, fallen, before = Random(SEED), Count(), [], None
+    monkeypatch.setattr(threading, "excepthook", lambda death: fallen.append(death.exc_type.__name__))
+    with (
+        Ledger(root / LEDGER_FILE) as ledger,
+        Scp(settings, ledger, Spool(root)) as scp,
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
-        receiver = Receiver(spool, ledger, 2**25, time.time)
-        for number in range(mutants):
-            seed = rng.choice(seeds)
-            way, arrival = mutate(seed, FIRST + number, rng)
-            ways[way] += 1
-            (tmp_path / "mutant.dcm").write_bytes(arrival.data)
-            watched.allowed = str(tmp_path)
-            faulthandler.dump_traceback_later(HANGING_S, exit=True)
-            began = time.process_time()
-            status = receiver.take(as_it_comes(arrival, number)).status
-            answers[f"0x{status:04X}"] += 1
-            if status not in STATUSES or status == 0xC211:
-                bugs.append((number, way, seed.name, f"0x{status:04X}"))
-            if status == SUCCESS:
-                code = judged(ledger, tmp_path, seed, FIRST + number, settings)
-                codes[code] += 1
-                if code not in REJECTION_CODES and code not in {"read", "VOLUME-UNSUPPORTED", "dropped"}:
-                    bugs.append((number, way, seed.name, code))
-            slowest_s = max(slowest_s, time.process_time() - began)
-            watched.allowed = None
-    faulthandler.cancel_dump_traceback_later()
+        watched.allowed, threads = str(tmp_path), threading.active_count()
+        for batch in drawn(seeds, many, rng):
+            with connected(scp.port, batch, rng.choice(PDU_BYTES)) as assoc:
+                for mutant in batch:
+                    faulthandler.dump_traceback_later(HANGING_S, exit=True)
+                    path, began = mutant.written(tmp_path), time.process_time()
+                    status = answer_to(assoc, path)
+                    count.answered(mutant, status)
+                    if status == SUCCESS:
+                        count.judged(mutant, judged(ledger, tmp_path, mutant.seed, mutant.number, settings))
+                    count.slowest_s = max(count.slowest_s, time.process_time() - began)
+            before = before or rig.usage(os.getpid())
+        faulthandler.cancel_dump_traceback_later()
+        watched.allowed = None
+        sound = rig.Sender(scp.port, new_series(1))
+        sound.send_all()
+        rig.check_acknowledged(ledger, [sound])
+        rig.until(lambda: threading.active_count() <= threads, 60)
+        left, gained = threading.active_count() - threads, rig.usage(os.getpid())["memory"] - before["memory"]
     figures(
         "fuzz",
         {
-            "mutants": mutants,
+            "mutants": many,
             "seeds": len({seed.name for seed in seeds}),
-            "how they were made": dict(ways),
-            "answers": dict(answers),
-            "codes of what was kept": dict(codes.most_common()),
-            "without a code, or a bug": len(bugs),
+            "how they were made": dict(count.ways),
+            "associations": -(-many // OF_AN_ASSOCIATION),
+            "answers": dict(count.answers),
+            "codes of what was kept": dict(count.codes.most_common()),
+            "without a code, or a bug": len(count.bugs),
             "written outside the spool": len(watched.outside),
-            "slowest, s of our own time": round(slowest_s, 2),
+            "slowest, s of our own time": round(count.slowest_s, 2),
+            "threads that fell": len(fallen),
+            "threads left behind": max(0, left),
+            "memory gained, MiB": round(gained / 1024**2, 1),
+            "sound slices acknowledged afterwards": len(sound.acknowledged),
         },
     )
-    assert bugs == []
+    assert count.bugs == []
     assert watched.outside == []
-    assert slowest_s < LONGEST_S
+    assert count.slowest_s < LONGEST_S
+    assert fallen == []
+    assert left <= 0
+    assert gained < MOST_GROWTH_BYTES
     assert {path.name for path in root.iterdir() if path.is_dir()} == set(FOLDERS)
 
 
