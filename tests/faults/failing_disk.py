@@ -1,14 +1,16 @@
 """The process whose disk fails: run by test_disk.py with fault.so loaded, says what it counted as JSON.
 
-    python failing_disk.py receive|work|without-links FOLDER STEP < settings
+    python failing_disk.py receive|work|lanes|without-links SLICE STEP < settings
 
 ``receive`` hands instances to the product's own receiver and lets every call that changes a file fail once,
-or fail from then on, with each error; ``work`` does the same to the worker and to a folder destination.
+or fail from then on, with each error; ``work`` does the same to the worker and to a folder destination,
+``lanes`` to the lanes that send, ask, take back and let go.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import mmap
 import os
@@ -18,14 +20,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from random import Random
 from threading import Event
 from typing import Any
 
+from conftest import data_set, live, spool_files
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
@@ -33,10 +36,22 @@ from pynetdicom.dsutils import encode
 
 from config.settings import Settings
 from engine.session import SessionPolicy
+from node.archive import Archive
+from node.breaker import Breaker
+from node.commitment.ask import AskLane
+from node.deliver import HOUR_S, DeliverLane
 from node.destinations import folder as folder_destination
-from node.ledger import LEDGER_FILE, Ledger
+from node.flow import BUG, Failure, attempt
+from node.lane import Means
+from node.ledger import LEDGER_FILE, Job, Ledger
 from node.models import ModelStore
-from node.receive import SUCCESS, Arrival, Receiver, file_head
+from node.outbox import put
+from node.outputs.encoding import Instance
+from node.purge import DAY_S, Retention
+from node.receive import COERCED, SUCCESS, Arrival, Receiver, file_head
+from node.rejection.lane import NotesLane
+from node.rejection.retract import Retractor
+from node.scp import Scp
 from node.settle import settle_due
 from node.spool import Spool, inbox_name
 from node.states import State
@@ -45,7 +60,8 @@ from node.worker import Engines, Worker
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
 EVERY_CHANGE = 1 | 2 | 4 | 8 | 16 | 32
 """Open for writing, write, sync, name, make a folder, cut; not remove."""
-NAME = 8
+NAME, REMOVE = 8, 64
+NO_WRITE = 0
 MOST_CALLS = 400
 
 
@@ -66,6 +82,11 @@ class Fault:
             yield
         finally:
             self._block[:8] = bytes(8)
+
+    @property
+    def calls(self) -> int:
+        """How many changes there were."""
+        return int(self.LAYOUT.unpack_from(self._block)[4])
 
     @property
     def hits(self) -> int:
@@ -283,6 +304,182 @@ def is_whole(output: Any) -> bool:
     return output.path.is_file() and sha256(output.path.read_bytes()).hexdigest() == output.sha256
 
 
+class Lanes(Works):
+    """The lanes behind the worker, in this process, towards archives of ours that are well.
+
+    One is asked by storage commitment, which comes back to a listener of the node, one by queries.
+    """
+
+    LOOKS = 3
+    """A note is sent in the look after it was written, and what waits for it in the next."""
+    HOLD_S = 0.5
+
+    def __init__(self, settings: Settings, archives: dict[str, Archive], opened: ExitStack) -> None:
+        super().__init__(settings)
+        self.archives = archives
+        scp = opened.enter_context(Scp(settings, self.ledger, self.spool, self.clock))
+        for archive in archives.values():
+            archive.introduce(settings.listen.ae_title, "127.0.0.1", scp.port)
+        self.lanes: list[Callable[[], None]] = [NotesLane(self.means(), self.announce).run]
+        breakers = {name: Breaker(self.means(), name) for name in archives}
+        for each in settings.destinations:
+            self.lanes.append(DeliverLane(self.means(), each, breakers[each.name]).run)
+        for each in settings.destinations:
+            asking = AskLane(self.means(), each, scp.commitments, breakers[each.name], self.HOLD_S)
+            self.lanes.append(asking.run)
+        self.lanes.append(
+            Retention(settings.retention, self.ledger, self.spool, self.clock, lambda: None).run
+        )
+
+    def clock(self) -> float:
+        return self.now
+
+    def means(self) -> Means:
+        return Means(
+            self.ledger, self.settings.retry, Random(1), self.clock, self.clock, Event(), lambda: None
+        )
+
+    def announce(self, job: Job) -> None:
+        Retractor(self.settings, self.ledger, self.spool, self.clock).announce(job)
+
+    def look(self) -> None:
+        """One look of every lane, an hour after the one before; one that fails looks again in the next."""
+        self.now += HOUR_S
+        for lane in self.lanes:
+            outcome = attempt(lane)
+            assert not isinstance(outcome, Failure) or outcome.disposition != BUG, outcome.trace
+
+    def built(self, slices: list[Dataset]) -> int:
+        """Receive the slices and have them built, without a model: the number of the job, which is BUILT."""
+        job_id = self.take(slices)
+        for state in (State.SETTLED, State.READY):
+            self.ledger.move(job_id, state, self.now)
+        assert self.ledger.lease("host/boot/1/1", self.now, HOUR_S)
+        made = [self.made(job_id, each.path) for each in self.ledger.instances(job_id)]
+        outputs = [
+            put(self.spool, Instance.of(ds), job_id=job_id, phase="arterial", kind="ct_series") for ds in made
+        ]
+        self.ledger.record_built(job_id, "host/boot/1/1", outputs, [], list(self.archives), now=self.now)
+        return job_id
+
+    def made(self, job_id: int, path: Path) -> Dataset:
+        ds = dcmread(path)
+        ds.SeriesInstanceUID, ds.SOPInstanceUID = f"2.25.9.{job_id}", f"{ds.SOPInstanceUID}.{job_id}"
+        return ds
+
+    def comes_to(self, goal: Callable[[], bool]) -> bool:
+        """Whether it is reached within a few looks."""
+        for _ in range(2 * self.LOOKS):
+            if goal():
+                return True
+            self.look()
+        return goal()
+
+    def is_shown(self, case: Case) -> bool:
+        return all(case.is_shown_by(archive) for archive in self.archives.values())
+
+    def is_empty(self) -> bool:
+        """Whether everything was let go."""
+        states = {job.state for job in self.ledger.jobs()}
+        return states <= {State.PURGED, State.SUPERSEDED} and spool_files(self.spool.root) == 0
+
+
+@dataclass
+class Case:
+    """A result on its way: what every archive is to show of its study in the end, and to keep in all."""
+
+    study: str
+    results: dict[str, bytes]
+    files: int
+    is_done: Callable[[], bool]
+
+    def is_shown_by(self, archive: Archive) -> bool:
+        """Whether it shows exactly the result, whole, and has nothing twice."""
+        folder = archive.folder / self.study
+        shown = {uid: data_set(path) for uid, path in live(folder).items()}
+        return shown == self.results and len(list(folder.rglob("*.dcm"))) == self.files
+
+
+def sent(works: Lanes, slices: list[Dataset], superseded: int = 0) -> Case:
+    """A result that is to be sent and answered for."""
+    job_id = works.built(slices)
+    results = {each.sop_instance_uid: data_set(each.path) for each in works.ledger.outputs(job_id)}
+    files = len(results) + superseded + bool(superseded)  # one note on all of these
+    study = str(slices[0].StudyInstanceUID)
+    return Case(study, results, files, lambda: works.ledger.job(job_id).state is State.COMMITTED)
+
+
+def taken_back(works: Lanes, slices: list[Dataset]) -> Case:
+    """The same, where an earlier result has to be taken back first."""
+    assert works.comes_to(sent(works, slices[:-1]).is_done)
+    return sent(works, slices[-1:], superseded=len(slices) - 1)
+
+
+def let_go(works: Lanes, slices: list[Dataset]) -> Case:
+    """A result that was superseded, its note, its successor, a file in quarantine and a stray; all old."""
+    case = taken_back(works, slices)
+    assert works.comes_to(case.is_done)
+    other = slices[0]
+    other.PixelData = bytes(len(other.PixelData))
+    receiver = Receiver(works.spool, works.ledger, 2**24, works.clock)
+    assert receiver.take(arrival_of(other)).status == COERCED
+    stray = works.made(0, works.ledger.set_aside()[-1].path)
+    put(works.spool, Instance.of(stray), job_id=0, phase="arterial", kind="ct_series")
+    works.now += 2 * DAY_S
+    return replace(case, is_done=works.is_empty)
+
+
+def lanes(settings: Settings, template: Path, step: int) -> Tally:
+    """Every ``step``-th of the writes that there are while nothing fails."""
+    tally, fault, slices, rng = Tally(Counter()), Fault(), Slices(template), Random(1)
+    series = itertools.count(1)
+    with ExitStack() as opened:
+        archives = {
+            each.name: opened.enter_context(archive_of(each, template.parent.parent))
+            for each in settings.destinations
+        }
+        works = Lanes(settings, archives, opened)
+
+        def play(prepare: Callable[[Lanes, list[Dataset]], Case], *harm: int, lasting: bool = False) -> None:
+            number = next(series)
+            strike(works, prepare(works, [slices.of(number) for _ in range(3)]), fault, tally, *harm, lasting)
+
+        for prepare in (sent, taken_back, let_go):
+            play(prepare, NO_WRITE, errno.EIO)
+            writes = fault.calls
+            for error, lasting in itertools.product(ERRORS.values(), (False, True)):
+                for number in range(1 + rng.randrange(step), writes + 1, step):
+                    play(prepare, number, error, lasting=lasting)
+    return tally
+
+
+def strike(
+    works: Lanes, case: Case, fault: Fault, tally: Tally, number: int, error: int, lasting: bool
+) -> None:
+    """Let every lane look while the disk fails, then while it is well; in the end everything is let go."""
+    with fault.at(number, error, lasting=lasting, kinds=EVERY_CHANGE | REMOVE):
+        for _ in range(works.LOOKS):
+            works.look()
+    is_done = case.is_done()
+    tally.false_success += is_done and not works.is_shown(case)
+    if fault.hits:
+        tally.struck[kind_of(fault.first)] += 1
+        tally.refused += not is_done
+        tally.kept_all_the_same += is_done
+    works.spool.sweep()  # a disk that lets nothing be removed leaves drafts to the next start
+    tally.not_recovered += not works.comes_to(case.is_done) or not works.is_shown(case)
+    tally.needed_a_person += bool(works.ledger.jobs([State.PARKED, State.REJECTED]))
+    works.now += 2 * DAY_S
+    tally.not_recovered += not works.comes_to(works.is_empty)
+
+
+def archive_of(destination: Any, folder: Path) -> Archive:
+    """An archive for the destination, on a disk that is well."""
+    return Archive(
+        folder / destination.name, ae_title=destination.ae_title, host=destination.host, port=destination.port
+    )
+
+
 def without_links(settings: Settings, template: Path, _step: int) -> Tally:
     """A filesystem that knows no second names: each file is renamed instead."""
     tally, fault, slices = Tally(Counter()), Fault(), Slices(template)
@@ -302,5 +499,6 @@ def without_links(settings: Settings, template: Path, _step: int) -> Tally:
 if __name__ == "__main__":
     what, template, step = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     settings = Settings.model_validate_json(sys.stdin.readline())
-    tally = {"receive": receive, "work": work, "without-links": without_links}[what](settings, template, step)
+    forms = {"receive": receive, "work": work, "lanes": lanes, "without-links": without_links}
+    tally = forms[what](settings, template, step)
     sys.stdout.write(json.dumps(tally.as_json()) + "\n")

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from config.settings import RetentionSettings
 from node.ledger import Ledger
 from node.states import State
 
 HERE = Path(__file__).parent
+RETENTION = [name for name in RetentionSettings.model_fields if name.endswith("_days")]
 FULL_S = 3.0
 """Long enough for every lane and the worker to fail more than once."""
 
@@ -39,17 +41,30 @@ def slices_on_disk(series, folder):
     return folder / "0001.dcm"
 
 
+def destinations_for(what, free_port, folder):
+    """A folder on the disk that fails; for the lanes two archives elsewhere, which are asked in two ways."""
+    if what != "lanes":
+        (folder / "out").mkdir(parents=True)
+        return [{"name": "disk", "kind": "folder", "path": folder / "out"}]
+    return [
+        {
+            "name": commitment, "host": "127.0.0.1", "port": free_port(), "ae_title": commitment.upper(),
+            "commitment": commitment, "commitment_wait_s": 0,
+        }
+        for commitment in ("request", "query")
+    ]  # fmt: skip
+
+
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("what", ["receive", "work"])
+@pytest.mark.parametrize("what", ["receive", "work", "lanes"])
 def test_a_disk_that_fails_at_any_write_costs_no_acknowledged_byte(
-    what, rig, amount, figures, quick_settings, new_series, tmp_path, shim
+    what, rig, amount, figures, quick_settings, new_series, free_port, tmp_path, shim
 ):
     settings = quick_settings(
-        storage={"data_dir": tmp_path / "node", "min_free_bytes": 0},
-        destinations=[{"name": "disk", "kind": "folder", "path": tmp_path / "node" / "out"}],
+        destinations=destinations_for(what, free_port, tmp_path / "node"),
+        retention=dict.fromkeys(RETENTION, 1),
     )
-    (tmp_path / "node" / "out").mkdir()
-    step = amount("DISK_STEP", short={"receive": 3, "work": 97}[what], full=1)
+    step = amount("DISK_STEP", short={"receive": 3, "work": 97, "lanes": 61}[what], full=1)
     tally = run_failing(what, slices_on_disk(new_series(1), tmp_path / "slices"), step, settings, shim)
     figures(
         f"disk-{what}",
