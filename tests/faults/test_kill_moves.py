@@ -3,8 +3,8 @@
 A library under the processes (fault.c) sees the write of the move into the ledger's log and strikes just
 before it, or when the transaction is on the disk and its writer has not heard of it.
 S2NODE_KILLS_PER_MOVE says with how many pairs (whom, before or after) each move is tried: of six, and where
-a command makes it of four: that or the node is killed. The short form strikes S2NODE_MOVES of the moves, which
-S2NODE_KILL_SEED draws.
+a command makes it of four: that or the node is killed. The short form strikes S2NODE_MOVES of the moves, as
+S2NODE_KILL_SEED draws them.
 """
 
 from __future__ import annotations
