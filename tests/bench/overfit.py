@@ -34,7 +34,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "vqgan": {"channels": (16, 32), "norm_groups": 8, "codes": 256, "optimiser": ADAM},
         "spade": {"channels": (16,), "hidden": 16, "optimiser": ADAM},
         "denoiser": {"channels": (32, 32), "norm_groups": 8, "head_channels": 8, "ema": 0.99,
-                     "optimiser": ADAM},
+                     "optimiser": ADAM | {"lr": 3e-4, "clip": 1.0}},
         "sampler": {"steps": 20, "eta": 0.0},
     },
     "unet25d": {"features": (8, 8, 16, 16, 16, 8), "optimiser": {"lr": 4e-3}},

@@ -184,10 +184,23 @@ def test_the_centre_crop_is_the_centre_of_every_slice() -> None:
     assert centre_crop(torch.zeros(1, 1, 3, 8, 8), 0.25).shape == (1, 1, 3, 2, 2)
 
 
+def half(scaler: torch.amp.GradScaler) -> Fabric:
+    return Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler))
+
+
+def test_in_fp16_gradients_are_clipped_as_they_are_and_not_as_they_were_scaled() -> None:
+    fabric = half(torch.amp.GradScaler("cpu", init_scale=2.0**8))
+    for clip, left in ((1.0, 1.0), (100.0, 3.0)):
+        player = enlist(fabric, nn.Linear(1, 1, bias=False), AdamConfig())
+        loss = 3 * player.network(torch.ones(1, 1)).float().sum()
+        improve(fabric, [player], loss, AdamConfig(clip=clip), 0.0)
+        assert float(player.bare.weight.grad) == pytest.approx(left, rel=1e-4)
+
+
 @pytest.mark.parametrize("overflow", [False, True], ids=["growth", "back-off"])
 def test_the_players_of_one_loss_are_unscaled_by_one_scale_in_fp16(overflow: bool) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=1)
-    fabric = Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler))
+    fabric = half(scaler)
     torch.manual_seed(0)
     players = [enlist(fabric, nn.Linear(1, 1, bias=False), AdamConfig()) for _ in range(2)]
     before = players[0].bare.weight.detach().clone()

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from typer.testing import CliRunner
 from node.cli import app
 from train import checkpoint as ckpt
 from train import loop
+from train.aldm.config import AldmConfig
 from train.aldm.train_aldm import AldmTraining
-from train.config import RunConfig, TrainConfigInvalid
+from train.config import RunConfig, TrainConfig, TrainConfigInvalid
 from train.cyclegan.train_cyclegan import Unpaired
 from train.data import training_pairs
 from train.methods import METHODS
@@ -88,6 +90,29 @@ def test_its_configuration_file_is_valid_and_names_what_can_be_trained(name: str
     assert config.bundle.name == name
     assert config.digest(name) != config.with_phase("arterial").digest(name)
     assert callable(METHODS[name].trainer())
+
+
+def optimisers(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every table ``optimiser`` of a configuration by its path."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            if key == "optimiser":
+                yield f"{place}{key}", value
+            yield from optimisers(value, f"{place}{key}.")
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, *(entry.config_class() for entry in METHODS.values())])
+def test_every_optimiser_can_be_told_to_clip(kind: type[RunConfig]) -> None:
+    found = dict(optimisers(kind().model_dump()))
+    assert found
+    assert [place for place, keys in found.items() if "clip" not in keys] == []
+
+
+def test_aldms_denoiser_is_held_back_where_it_once_diverged() -> None:
+    config = METHODS["aldm"].load(REPOSITORY / "config" / "train" / "aldm.toml")
+    assert isinstance(config, AldmConfig)
+    optimiser = config.aldm.denoiser.optimiser
+    assert (optimiser.lr, optimiser.clip) == (3e-4, 1.0)
 
 
 @pytest.mark.parametrize("name", METHODS)
