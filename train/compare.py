@@ -62,8 +62,6 @@ class Job:
     minutes: float
     bundle: Path | None = None
     """A finished bundle to measure instead of training one."""
-    base: Row | None = None
-    """What the row stands on."""
 
     @property
     def key(self) -> str:
@@ -90,16 +88,9 @@ class Job:
         return self.folder / "runs" / self.key / stage
 
     @property
-    def loops(self) -> Mapping[str, float]:
-        """Every stage that the row's configuration gives minutes, and its share of them."""
-        return {**(self.base.loops if self.base else {}), **self.row.loops}
-
-    @property
-    def of_base(self) -> Job:
-        """The job whose first stage this one uses: itself, unless it stands on another."""
-        if self.base is None:
-            return self
-        return replace(self, name=self.row.stands_on, row=self.base, base=None)
+    def stages(self) -> dict[str, Path]:
+        """Where every stage of the row's model is trained."""
+        return {stage: self.run(stage) for stage in self.row.loops}
 
     @property
     def made_of(self) -> str:
@@ -137,10 +128,10 @@ def compare(
 ) -> None:
     """Do what is not done yet of every row (or of ``only`` these), then write ``out`` and its pictures.
 
-    ``reuse`` names rows whose bundles are there already: FOLDER/<phase>. A row's minutes are its part of the
-    whole table, whichever rows are asked for. Rows in ``kept`` are taken from there if they are of this
-    comparison, and every finished row is put there. After ``stop_after_s`` seconds it stops, and what cannot
-    be done before is not begun. Raises ComparisonStopped where a process failed or was asked to stop,
+    ``reuse`` names rows whose bundles are there already: FOLDER/<phase>. A row's minutes are those
+    of the whole table, whichever rows are asked for. Rows in ``kept`` are taken from there if they are of
+    this comparison, and every finished row is put there. After ``stop_after_s`` seconds it stops, and what
+    cannot be done before is not begun. Raises ComparisonStopped where a process failed or was asked to stop,
     ComparisonChanged where the folder belongs to another comparison, BudgetTooSmall.
     """
     every = plan(preset, folder, table, reuse or {})
@@ -153,8 +144,9 @@ def compare(
             say(line)
         for job in jobs:
             write_config(job)
-            write_config(job.of_base)
-        failures = _work(jobs, lambda job: _attempt(job, stop, lock, say, left_s), preset.side_by_side)
+        with ThreadPoolExecutor(preset.side_by_side) as pool:
+            said = pool.map(lambda job: _attempt(job, stop, lock, say, left_s), jobs)
+            failures = [failure for failure in said if failure]
         if kept:
             for job in every:
                 if is_finished(job):
@@ -227,28 +219,16 @@ def describe_plan(jobs: Sequence[Job]) -> Iterator[str]:
 
 
 def training_minutes(job: Job) -> float:
-    """Minutes of training that are not done yet; the base's first stage too where only its result is here."""
+    """Minutes of training that are not done yet."""
     if job.bundle or is_finished(job):
         return 0.0
-    stages = {name: job.run(name) for name in job.row.loops}
-    if job.base and job.of_base.result.exists():
-        stages = _stages(job)
-    return sum(job.minutes * job.loops[name] for name, run in stages.items() if not _is_trained(run))
+    left = [stage for stage, run in job.stages.items() if not _is_trained(run)]
+    return sum(job.minutes * job.row.loops[stage] for stage in left)
 
 
 def other_minutes(job: Job) -> float:
     """Minutes set aside for what is not training."""
     return 0.0 if is_finished(job) else job.preset.measuring_minutes(job.row)
-
-
-def _work(jobs: Sequence[Job], attempt: Callable[[Job], str], side_by_side: int) -> list[str]:
-    """What went wrong. A row that stands on another comes after all that do not."""
-    failures: list[str] = []
-    with ThreadPoolExecutor(side_by_side) as pool:
-        for stands_on_another in (False, True):
-            wave = [job for job in jobs if bool(job.row.stands_on) is stands_on_another]
-            failures += [failure for failure in pool.map(attempt, wave) if failure]
-    return failures
 
 
 @contextmanager
@@ -268,13 +248,10 @@ def plan(preset: Preset, folder: Path, table: Mapping[str, Row], reuse: Mapping[
     """Every row and phase, with equal minutes for all that are trained. Raises BudgetTooSmall."""
     minutes = preset.minutes(table)
     return [
-        Job(
-            name, row, phase, preset, folder, minutes, _bundle(name, row, phase, reuse),
-            table.get(row.stands_on),
-        )
+        Job(name, row, phase, preset, folder, minutes, _bundle(name, row, phase, reuse))
         for name, row in table.items()
         for phase in row.phases
-    ]  # fmt: skip
+    ]
 
 
 def _bundle(name: str, row: Row, phase: str, reuse: Mapping[str, Path]) -> Path | None:
@@ -306,7 +283,7 @@ def config_text(job: Job) -> str:
 def changes_of(job: Job) -> dict[str, dict[str, object]]:
     """By table of the configuration (``a.b``), the keys that this comparison sets."""
     tables: dict[str, dict[str, object]] = {}
-    for stage, share in job.loops.items():
+    for stage, share in job.row.loops.items():
         budget = {"steps": job.preset.steps, "max_minutes": round(max(job.minutes * share, 0.05), 3)}
         tables.setdefault(f"{stage}.loop", {}).update(budget)
     for changes in (job.preset.changes, job.row.changes):
@@ -331,13 +308,11 @@ def _toml(value: object) -> str:
 
 
 def steps_of(job: Job) -> Iterator[Step]:
-    """The processes of a job, in order; its base's first stage too, which may not be there any more."""
+    """The processes of a job, in order."""
     bundle = job.bundle or job.folder / "bundles" / job.key
     if job.row.loops and not job.bundle:
-        if job.base:
-            yield _training(job.of_base, "autoencoder")
         yield from (_training(job, stage) for stage in job.row.loops)
-        last = job.run(list(job.row.loops)[-1])
+        last = list(job.stages.values())[-1]
         command = [sys.executable, "-m", "export.cli", str(last), str(bundle), "--replace"]
         yield Step("export", lambda: command, (bundle / "bundle.json").exists)
     yield Step("measure", lambda: _measuring(job, bundle), job.result.exists)
@@ -346,7 +321,7 @@ def steps_of(job: Job) -> Iterator[Step]:
 def _training(job: Job, stage: str) -> Step:
     run = job.run(stage)
     below = {
-        "diffusion": ("--autoencoder", job.of_base.run("autoencoder")),
+        "diffusion": ("--autoencoder", job.run("autoencoder")),
         "joint": ("--diffusion", job.run("diffusion")),
     }
 
@@ -359,12 +334,6 @@ def _training(job: Job, stage: str) -> Step:
     return Step(f"train {stage}", command, lambda: _is_trained(run))
 
 
-def _stages(job: Job) -> dict[str, Path]:
-    """Where every stage of the row's model was trained."""
-    first = {"autoencoder": job.of_base.run("autoencoder")} if job.base else {}
-    return first | {stage: job.run(stage) for stage in job.row.loops}
-
-
 def _is_trained(run: Path) -> bool:
     card = run / "run.json"
     return card.exists() and bool(json.loads(card.read_text())["finished"])
@@ -375,7 +344,7 @@ def _measuring(job: Job, bundle: Path) -> list[str]:
     spec = Spec(
         row=job.name, phase=job.phase, reads=reads, first_seed=preset.first_seed, cases=preset.cases,
         shape=preset.shape, spacing_mm=preset.spacing_mm, bundle=bundle if reads == "bundle" else None,
-        trained={} if job.bundle else {stage: _trained(run) for stage, run in _stages(job).items()},
+        trained={} if job.bundle else {stage: _trained(run) for stage, run in job.stages.items()},
         made_of=job.made_of, out=job.result,
     )  # fmt: skip
     file = job.folder / "specs" / f"{job.key}.json"
@@ -441,7 +410,10 @@ def command(
         typer.Option("--reuse", help="ROW=FOLDER: measure the bundles FOLDER/PHASE, train none."),
     ] = None,
     hours: Annotated[
-        float | None, typer.Option("--hours", help="Wall-clock budget, instead of the preset's.")
+        float | None,
+        typer.Option(
+            "--hours", help="Wall-clock budget of the table, instead of the preset's minutes a row."
+        ),
     ] = None,
     cases: Annotated[
         int | None, typer.Option("--cases", min=1, help="Test phantoms, instead of the preset's.")
@@ -491,7 +463,7 @@ def _preset(name: str, hours: float | None, cases: int | None) -> Preset:
     if name not in PRESETS:
         raise UnknownName(f"--preset {name!r} is not one of {sorted(PRESETS)}")
     preset = PRESETS[name]
-    return replace(preset, hours=hours or preset.hours, cases=cases or preset.cases)
+    return replace(preset, hours=hours, cases=cases or preset.cases)
 
 
 def _reused(pairs: Sequence[str] | None) -> dict[str, Path]:

@@ -56,8 +56,8 @@ trained for longer. *Best* among the six is by the mean; whose mean lies within 
 best is not told from it."""
 INTRODUCTION = """\
 Written by `s2node compare`. Every trained row had the same wall-clock time, but for the shipped model, which
-had more, and for stage 1 alone, which is that stage of S²LDM's row and had its share. All were measured on
-the same {cases} phantoms (seeds {first} to {last}), which no training has seen.
+had more. *Stage 1 alone* is an autoencoder of its own that learns to translate, with all the minutes of a
+row. All were measured on the same {cases} phantoms (seeds {first} to {last}), which no training has seen.
 Metrics are taken inside the body in the window −200 to 200 HU: mean ± standard deviation over patients
 and, in brackets, the 95 % bootstrap interval of the mean. † differs from S²LDM with p < 0.05
 (Wilcoxon's signed-rank test, paired by patient, not corrected for the number of tests)."""

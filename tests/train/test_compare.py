@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from train.compare import (
     training_minutes,
     write_config,
 )
-from train.config import read_table
+from train.config import load_train_config, read_table
 from train.measure_row import Spec, load_planes, measure_row
 from train.results import best_bars, page, read_results
 from train.rows import CONFIGS, PRESETS, ROWS, BudgetTooSmall, Row, is_trained
@@ -73,11 +72,13 @@ def test_a_comparison_runs_from_nothing_to_its_page(compared: Path) -> None:
     assert (compared / "docs" / "images" / "results-venous.png").stat().st_size > 5000
 
 
-def test_stage_1_alone_is_its_own_translator_on_the_first_stage_of_s2ldm(compared: Path) -> None:
+def test_stage_1_alone_is_an_autoencoder_of_its_own_that_is_told_to_translate(compared: Path) -> None:
     card = json.loads((compared / "bundles" / "stage1-venous" / "bundle.json").read_text())
     assert card["sampler"]["formulation"] == "literal"
     assert card["sampler"]["sdedit_strength"] == 0
-    assert not (compared / "runs" / "stage1-venous" / "autoencoder").exists()
+    run = json.loads((compared / "runs" / "stage1-venous" / "autoencoder" / "run.json").read_text())
+    assert run["config"]["autoencoder"]["loop"]["max_minutes"] == TOY.row_minutes
+    assert "loss/translate" in run["latest"]
     trained = read_results(compared, TABLE)["stage1", "venous"]["trained"]
     assert {name: stage["steps"] for name, stage in trained.items()} == {"autoencoder": 2, "diffusion": 1}
 
@@ -116,21 +117,6 @@ def test_a_kept_row_of_another_budget_is_made_anew_and_one_that_no_budget_touche
         f"{name}-venous" for name in ("s2ldm", "unet25d", "stage1")
     ]
     assert read_results(tmp_path, TABLE).keys() == {(n, "venous") for n in ("identity", "shipped", "oracle")}
-
-
-def test_stage_1_is_trained_again_where_the_row_it_stands_on_was_only_kept(
-    compared: Path, tmp_path: Path
-) -> None:
-    kept = tmp_path / "kept"
-    shutil.copytree(compared / "kept", kept)
-    (kept / "stage1-venous.json").unlink()
-    said: list[str] = []
-    compare(TOY, tmp_path, tmp_path / "r.md", TABLE, say=said.append, kept=kept)
-    assert [line.split(",")[0] for line in said if line.startswith("stage1")] == [
-        "stage1-venous: train autoencoder", "stage1-venous: train diffusion", "stage1-venous: export",
-        "stage1-venous: measure",
-    ]  # fmt: skip
-    assert (kept / "stage1-venous.json").exists()
 
 
 def test_a_measurement_goes_on_from_its_last_phantom(compared: Path, tmp_path: Path) -> None:
@@ -237,7 +223,7 @@ def test_the_table_has_every_row_that_is_asked_for_in_both_phases() -> None:
         ),
         ("arterial", "venous"),
     )  # fmt: skip
-    assert sum(map(is_trained, ROWS.values())) == 7 + 5
+    assert sum(map(is_trained, ROWS.values())) == 8 + 5
 
 
 def test_hours_that_measuring_alone_takes_are_refused_with_how_many_would_do(tmp_path: Path) -> None:
@@ -245,12 +231,27 @@ def test_hours_that_measuring_alone_takes_are_refused_with_how_many_would_do(tmp
         plan(replace(PRESETS["cpu"], hours=1.0), tmp_path, ROWS, {})
 
 
+def test_a_row_more_is_no_other_budget_for_the_others(tmp_path: Path) -> None:
+    fewer = {name: row for name, row in ROWS.items() if name != "stage1"}
+    of_all, of_fewer = (
+        {job.key: job.made_of for job in plan(PRESETS["cpu"], tmp_path, table, {})} for table in (ROWS, fewer)
+    )
+    assert of_fewer.items() < of_all.items()
+
+
+def test_s2ldms_row_divides_its_minutes_as_the_shipped_model_did() -> None:
+    shipped = load_train_config(CONFIGS / "demo.toml")
+    minutes = {stage: getattr(shipped, stage).loop.max_minutes for stage in ROWS["s2ldm"].loops}
+    assert ROWS["s2ldm"].loops == {stage: m / sum(minutes.values()) for stage, m in minutes.items()}
+    assert ROWS["s2ldm"].config == "demo.toml"
+
+
 def test_the_plan_is_said_and_nothing_is_done(tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(command)
     result = CliRunner().invoke(app, ["--plan", "--hours", "4", "--folder", str(tmp_path / "none")])
     assert result.exit_code == 0
-    assert "29 rows and phases, 19 of them trained for " in result.output
+    assert "29 rows and phases, 21 of them trained for " in result.output
     assert "about 4.0 h" in result.output
     assert list(tmp_path.iterdir()) == []
 
@@ -278,6 +279,18 @@ def test_a_rows_configuration_is_its_file_with_the_rows_budget(name: str, tmp_pa
     for stage, share in row.loops.items():
         assert table[stage]["loop"]["max_minutes"] == pytest.approx(max(job.minutes * share, 0.05), abs=0.01)
     assert config_text(job) == job.config.read_text()
+
+
+def test_stage_1_alone_differs_from_s2ldms_in_what_its_loss_asks_for(tmp_path: Path) -> None:
+    tables = {}
+    for name in ("s2ldm", "stage1"):
+        job = next(job for job in plan(PRESETS["cpu"], tmp_path, ROWS, {}) if job.name == name)
+        write_config(job)
+        tables[name] = read_table(job.config)["autoencoder"]
+    assert tables["stage1"].pop("loop")["max_minutes"] == PRESETS["cpu"].row_minutes
+    assert tables["stage1"].pop("loss") == tables["s2ldm"].pop("loss") | {"translate": 1.0}
+    tables["s2ldm"].pop("loop")
+    assert tables["stage1"] == tables["s2ldm"]
 
 
 def test_rows_of_the_papers_tables_carry_its_figures() -> None:
