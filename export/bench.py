@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,25 +21,18 @@ import onnx
 import onnxruntime as ort
 import torch
 import typer
-from pydantic import ValidationError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine import samplers
 from engine.bundle import Bundle, digest_files, read_bundle, write_manifest
 from engine.errors import BundleInvalid, GraphTooLarge, ProviderMissing
-from engine.families import s2ldm
 from engine.session import Opened, ProviderName, SessionPolicy, cpu_threads, open_graphs, session_options
-from engine.volume import Float32, Shape3
-from export.graph import OPSET, weights_of, write_graph
-from export.model import Called
-from export.s2ldm import Model, as_wide_as
+from engine.volume import Float32
+from export.graph import OPSET, write_graph
+from export.parity import in_torch
+from export.restore import Run, modules_of, rebuild, tile
 from train.cli import EXIT_CONFIG
-from train.config import TrainConfig
 from train.evaluate import active_bundles
-from train.s2ldm.denoiser import Denoiser
-
-Run = Callable[..., Float32]
 
 
 def bench_engine(
@@ -100,7 +92,7 @@ def with_halves(bundle: Bundle, out: Path) -> None:
     Its graphs stay what they are, byte for byte; their parity says nothing of the variant. BundleInvalid for
     another method's.
     """
-    modules = modules_of(bundle)
+    modules = modules_of(bundle, rebuild(bundle))
     shutil.copytree(bundle.folder, out)
     halves = {name: f"{name}.fp16.onnx" for name in bundle.manifest.graphs}
     for name, half in halves.items():
@@ -123,14 +115,14 @@ def compare(
     names further contestants of :data:`OTHERS`; one that cannot run here is a text that says why.
     """
     bundle = read_bundle(folder)
-    modules = modules_of(bundle)
+    modules = modules_of(bundle, rebuild(bundle))
     opened = open_graphs(bundle, policy)
     sessions = opened.graphs
     torch.set_num_threads(cpu_threads(policy))
     x = _example(bundle)
     runs: dict[str, Run] = {
         "engine": lambda name, **inputs: sessions[name](**inputs),
-        "torch": lambda name, **inputs: _torch(modules[name], **inputs),
+        "torch": lambda name, **inputs: in_torch(modules[name], **inputs),
     }
     inputs = {name: graph.inputs for name, graph in sessions.items()}
     absent: dict[str, str] = {}
@@ -180,7 +172,7 @@ def graphs(bundle: Bundle, rounds: int, policy: SessionPolicy) -> dict[str, Any]
     """Each graph by itself: calls a tile, FLOPs as trained, seconds of both, and on the CPU the share of its
     matrix peak.
     """
-    modules, opened = modules_of(bundle), open_graphs(bundle, policy)
+    modules, opened = modules_of(bundle, rebuild(bundle)), open_graphs(bundle, policy)
     sessions = opened.graphs
     torch.set_num_threads(cpu_threads(policy))
     asked: dict[str, list[dict[str, Float32]]] = {name: [] for name in sessions}
@@ -197,7 +189,7 @@ def graphs(bundle: Bundle, rounds: int, policy: SessionPolicy) -> dict[str, Any]
         engine_s, torch_s = _medians(
             (
                 lambda n=name, i=inputs: np.asarray(sessions[n](**i)),
-                lambda n=name, i=inputs: _torch(modules[n], **i),
+                lambda n=name, i=inputs: in_torch(modules[n], **i),
             ),
             rounds,
         )
@@ -232,7 +224,7 @@ def _medians(runs: Collection[Callable[[], object]], rounds: int) -> list[float]
 def flops_of(module: nn.Module, inputs: Mapping[str, Float32]) -> int:
     """Floating point operations of convolutions and products in one call, a product and a sum being two."""
     with FlopCounterMode(display=False) as counter:
-        _torch(module, **inputs)
+        in_torch(module, **inputs)
     return int(counter.get_total_flops())
 
 
@@ -277,7 +269,7 @@ def _example(bundle: Bundle) -> Float32:
 def _compiled(bundle: Bundle, modules: Mapping[str, nn.Module], threads: int) -> Run:
     """torch.compile of every module."""
     compiled: dict[str, Any] = {name: torch.compile(module) for name, module in modules.items()}
-    return lambda name, **inputs: _torch(compiled[name], **inputs)
+    return lambda name, **inputs: in_torch(compiled[name], **inputs)
 
 
 def _openvino(bundle: Bundle, modules: Mapping[str, nn.Module], threads: int) -> Run:
@@ -296,74 +288,3 @@ OTHERS: Mapping[str, Callable[[Bundle, Mapping[str, nn.Module], int], Run]] = {
     "openvino": _openvino,
 }
 """Who else may run the graphs, where it is installed."""
-
-
-def tile(bundle: Bundle, run: Run, inputs: Mapping[str, Mapping[str, Any]], x: Float32) -> Float32:
-    """One tile through every graph without noise, on the host; ``inputs`` names what each of them takes."""
-    latent, sampler = s2ldm.parameters(bundle.manifest)
-    called = {name: Called(partial(run, name), taken) for name, taken in inputs.items()}
-
-    def silence(cells: Shape3) -> Float32:
-        return np.zeros((samplers.noise_fields(sampler), 1, latent.channels, *cells), np.float32)
-
-    return np.asarray(s2ldm.paint(called, s2ldm.sample(sampler, called, x, silence), x))
-
-
-def modules_of(bundle: Bundle) -> dict[str, nn.Module]:
-    """The torch networks of a bundle under the names of its graphs. Raises BundleInvalid."""
-    model = rebuild(bundle)
-    whole = {} if "condition" in bundle.manifest.graphs else {"denoiser": model.denoiser}
-    return model.graphs() | whole
-
-
-def rebuild(bundle: Bundle) -> Model:
-    """The torch networks of a bundle: architecture from its run card, weights from its graphs.
-
-    Raises BundleInvalid for another method's, and where a graph lacks a weight, as one made by other means
-    would.
-    """
-    config = _config_of(bundle)
-    found = {name: _weights(bundle, name) for name in bundle.manifest.graphs}
-    autoencoder = as_wide_as(config, {name.removeprefix("autoencoder.") for name in found["decoder"]})
-    _fill(bundle, autoencoder, found["encoder"] | found["decoder"], "autoencoder.")
-    denoiser = Denoiser(config, bundle.manifest.phase)
-    split = "condition" in found
-    _fill(bundle, denoiser, found["denoiser"] | found.get("condition", {}), "denoiser." if split else "")
-    assert bundle.manifest.latent is not None
-    return Model(config, autoencoder.eval(), denoiser.eval(), bundle.manifest.latent.scale, {})
-
-
-def _config_of(bundle: Bundle) -> TrainConfig:
-    try:
-        return TrainConfig.model_validate(bundle.manifest.run.get("config"))
-    except ValidationError as error:
-        reason = (
-            f"not an S²LDM by its run card (family {bundle.manifest.family!r}): no torch network is known"
-        )
-        raise BundleInvalid(bundle.folder, reason) from error
-
-
-def _weights(bundle: Bundle, graph: str) -> dict[str, torch.Tensor]:
-    return weights_of(onnx.load_from_string(bundle.graph_bytes(graph)))
-
-
-def _fill(bundle: Bundle, module: nn.Module, weights: dict[str, torch.Tensor], prefix: str) -> None:
-    missing = []
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            value = weights.get(prefix + name)
-            if value is None or value.numel() != parameter.numel():
-                missing.append(name)
-                continue
-            parameter.copy_(value.reshape(parameter.shape))
-        for name, buffer in module.named_buffers():
-            if prefix + name in weights:
-                buffer.copy_(weights[prefix + name])
-    if missing:
-        raise BundleInvalid(bundle.folder, f"its graphs lack the weights {', '.join(missing[:3])} …")
-
-
-@torch.no_grad()
-def _torch(module: nn.Module, **inputs: Float32) -> Float32:
-    answer: Float32 = module(**{k: torch.from_numpy(v) for k, v in inputs.items()}).numpy()
-    return answer

@@ -86,7 +86,7 @@ def measure_translator(
 ) -> dict[str, dict[str, float]]:
     """The one graph, which is also the whole."""
     x = example_tile(model)
-    wanted = _torch(model.graphs()["translator"], x=x)
+    wanted = in_torch(model.graphs()["translator"], x=x)
     whole = whole_figures(_session(files["translator"]).run(None, {"x": x})[0], wanted, _half_width(model))
     figures = {"translator": {"hu_p999": whole.pop("hu_p999")}, "whole": whole}
     figures["translator"]["tolerance_hu_p999"] = tolerance.translator_hu_p999
@@ -110,7 +110,7 @@ def measure_latent(
     modules = model.graphs()
     sessions = {name: _session(file) for name, file in files.items()}
     x = example_tile(model)
-    runs = {name: partial(_torch, module) for name, module in modules.items()}
+    runs = {name: partial(in_torch, module) for name, module in modules.items()}
     e_n = runs["encoder"](x=x)
     times: list[float] = []
     listening = runs | {"denoiser": partial(_listening, runs["denoiser"], times)}
@@ -120,7 +120,7 @@ def measure_latent(
         known["c"] = runs["condition"](**{name: known[name] for name in model.inputs()["condition"]})
     asked = {name: {n: known[n] for n in inputs} for name, inputs in model.inputs().items()}
     got = {name: sessions[name].run(None, inputs)[0] for name, inputs in asked.items()}
-    wanted = {name: _torch(modules[name], **inputs) for name, inputs in asked.items()}
+    wanted = {name: in_torch(modules[name], **inputs) for name, inputs in asked.items()}
     figures = {name: _difference(got[name], wanted[name]) for name in asked}
     for t in sorted({*TIMES, *_few(times)}):
         inputs = asked["denoiser"] | {n: v for n, v in _at(t, e_n, z).items() if n in asked["denoiser"]}
@@ -188,7 +188,7 @@ def _whole_figures(
     painted = []
     for runs in (
         {name: partial(_first, session) for name, session in sessions.items()},
-        {name: partial(_torch, module) for name, module in modules.items()},
+        {name: partial(in_torch, module) for name, module in modules.items()},
     ):
         called = _called(model, runs)
         painted.append(s2ldm.paint(called, s2ldm.sample(_sampler(model), called, x, _noise(model)), x))
@@ -222,7 +222,7 @@ def _decoder_figures(model: Model, got: Float32, wanted: Float32, z: Float32) ->
         file = Path(folder) / "codes.onnx"
         write_graph(codes, {"z": torch.from_numpy(z)}, "codes", file, half_weights=False)
         found = _session(file).run(None, {"z": z})[0]
-    return figures | {"code_agreement": float(np.mean(found == _torch(codes, z=z)))}
+    return figures | {"code_agreement": float(np.mean(found == in_torch(codes, z=z)))}
 
 
 LATENT = ("encoder", "condition", "denoiser")
@@ -279,7 +279,8 @@ def _half_width(model: Model) -> float:
 
 
 @torch.no_grad()
-def _torch(module: nn.Module, **inputs: Float32) -> Float32:
+def in_torch(module: nn.Module, **inputs: Float32) -> Float32:
+    """What ``module`` answers, array for array."""
     tensors: dict[str, Tensor] = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in inputs.items()}
     answer: Float32 = module(**tensors).numpy()
     return answer

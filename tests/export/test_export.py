@@ -22,11 +22,12 @@ from engine.pipeline import open_engine
 from engine.session import SessionPolicy
 from engine.volume import Volume
 from export import parity
-from export.bench import _products, compare, graphs, rebuild
+from export.bench import _products, compare, graphs
 from export.bundle import BundleExists, export_bundle, rounded
 from export.graph import OPSET, weights_of, write_graph
 from export.half import ANGLES, CHOICES, leading_to
 from export.parity import ParityExceeded, Tolerance
+from export.restore import rebuild
 from export.s2ldm import load_model
 from node.cli import app
 from train.checkpoint import NAME, CheckpointUnusable

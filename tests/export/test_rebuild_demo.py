@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from engine.bundle import read_bundle
 from export import rebuild_demo
-from export.bench import rebuild
+from export.restore import rebuild
 from train.config import TrainConfig, load_train_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -16,9 +16,9 @@ from engine.phantom import PhantomOptions, make_phantom
 from engine.pipeline import open_engine
 from engine.session import Encoded, SessionPolicy
 from engine.volume import Volume
-from export.bench import rebuild
 from export.bundle import export_bundle
 from export.graph import weights_of
+from export.restore import rebuild
 from node.cli import app
 from train import checkpoint as ckpt
 from train.config import PHASES, TrainConfig, load_config

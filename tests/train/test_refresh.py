@@ -37,6 +37,7 @@ from train.refresh.run import (
     refresh,
     refreshed_config,
     slower,
+    start_of,
 )
 from train.refresh.verdict import judge, verdict_html
 from train.s2ldm.train_autoencoder import train_autoencoder
@@ -173,8 +174,7 @@ def test_the_checkpoint_is_found_by_the_digest_the_bundle_names(
     file = model.stage_two / ckpt.NAME
     assert find_checkpoint(known, [model.stage_one, model.stage_two.parent]) == file
     assert find_checkpoint(known, [file]) == file
-    with pytest.raises(RefreshFailed, match=r"none of the 1 under .* has it: copy it .*--checkpoint"):
-        find_checkpoint(known, [model.stage_one, tmp_path / "nowhere"])
+    assert find_checkpoint(known, [model.stage_one, tmp_path / "nowhere"]) is None
     older = {k: v for k, v in known.manifest.run.items() if k != "checkpoint_sha256"}
     (tmp_path / "older").mkdir()
     for graph in known.manifest.files:
@@ -182,6 +182,30 @@ def test_the_checkpoint_is_found_by_the_digest_the_bundle_names(
     write_manifest(tmp_path / "older", known.manifest.model_copy(update={"run": older}))
     with pytest.raises(RefreshFailed, match=r"does not say which checkpoint .* export it again"):
         find_checkpoint(read_bundle(tmp_path / "older"), [file])
+
+
+def test_without_its_checkpoint_an_s2ldm_goes_on_from_the_weights_in_its_graphs(
+    trained: Any, tmp_path: Path
+) -> None:
+    export_bundle(trained.stage_two, tmp_path / "venous")
+    known, original = read_bundle(tmp_path / "venous"), ckpt.load(trained.stage_two / ckpt.NAME)
+    nowhere = [tmp_path / "nowhere"]
+    wanted = request(known.folder, tmp_path, tmp_path, cache=trained.cache, checkpoints=nowhere)
+    start = ckpt.load(start_of(known, wanted))
+    assert (start.stage, start.states["scale"]) == ("diffusion", original.states["scale"])
+    assert start.config == original.config
+    for part in ("autoencoder", "ema"):
+        for name, weight in original.states[part].items():  # a codebook's averages are of training alone
+            if "cluster" not in name and name not in ("quantizer.seeded", "n_averaged"):
+                assert torch.allclose(start.states[part][name], weight, atol=1e-3, rtol=1e-3), name
+    values = trained.config.model_dump()
+    values["diffusion"]["optimiser"]["lr"] = 1e-12
+    values["diffusion"]["loop"] |= {"steps": 2, "validation_crops": 1}
+    after = ckpt.load(go_on(TrainConfig.model_validate(values), start, wanted))
+    for name, weight in start.states["denoiser"].items():
+        assert torch.allclose(weight, after.states["denoiser"][name], atol=1e-6), name
+    card = json.loads((wanted.run / "run.json").read_text())
+    assert card["stage_one"]["went_on_from"]["graphs_of"] == known.digest
 
 
 def test_cases_that_were_not_prepared_and_patients_that_are_not_there_are_refused(
@@ -237,6 +261,10 @@ def test_a_comparison_method_goes_on_from_its_own_weights(model: Model, tmp_path
     after = ckpt.load(go_on(still, start, request(bundle, tmp_path, tmp_path, cache=model.cache)))
     for name, weight in start.states["network"].items():
         assert torch.allclose(weight, after.states["network"][name], atol=1e-6), name
+    export_bundle(tmp_path / "plain", tmp_path / "in-use")
+    alone = request(tmp_path / "in-use", tmp_path, tmp_path, checkpoints=[tmp_path / "nowhere"])
+    with pytest.raises(RefreshFailed, match=r"nowhere, and its .* not an S²LDM .*: copy the checkpoint"):
+        start_of(read_bundle(tmp_path / "in-use"), alone)
 
 
 def test_of_aldm_the_denoiser_alone_goes_on(model: Model, tmp_path: Path, bundle: Path, pairs: Path) -> None:

@@ -29,7 +29,7 @@ def refresh(
         typer.Option(
             "--checkpoint",
             help="The checkpoint the bundle was exported from, or a folder to look for it in; may be given"
-            " again. Default: runs.",
+            " again. Default: runs. Where it is not found the weights in the bundle's graphs go on.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the refresh.")] = Path("runs/refresh"),

@@ -1,12 +1,15 @@
 """Old bundle in, comparison out, and a new bundle if it is not worse.
 
-A bundle holds graphs, not what training needs to go on; the checkpoint it was exported from does. The bundle
-names it by its digest, so it may lie anywhere and be moved, and cannot be mistaken for another.
+A bundle holds graphs; all that training needs to go on is in the checkpoint it was exported from. The bundle
+names it by its digest, so it may lie anywhere and be moved, and cannot be mistaken for another. Where it is
+not to be had, an S²LDM goes on from the weights in its graphs, which are those that the node serves; its
+optimisers begin anew.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import pkgutil
 import re
 import shutil
@@ -42,6 +45,7 @@ FROZEN: dict[str, dict[str, Any]] = {"aldm": {"autoencoder_share": 0.0, "spade_s
 
 The others would move latents under a denoiser and a scale that were made for what they were.
 """
+log = logging.getLogger(__name__)
 REVISION = re.compile(r"(?P<base>.*)\+r(?P<number>\d+)")
 
 
@@ -84,7 +88,7 @@ def refresh(request: Request) -> Verdict:
     """
     bundle = read_bundle(request.bundle)
     _check_folders(request)
-    file = find_checkpoint(bundle, request.checkpoints)
+    file = start_of(bundle, request)
     start = ckpt.load(file)
     config = refreshed_config(file, start, bundle, request)
     old = measured(request.bundle, request)
@@ -98,24 +102,37 @@ def refresh(request: Request) -> Verdict:
     return verdict
 
 
-def find_checkpoint(bundle: Bundle, places: Sequence[Path]) -> Path:
-    """The file that ``bundle`` was exported from, by its digest. Raises RefreshFailed."""
+def start_of(bundle: Bundle, request: Request) -> Path:
+    """The checkpoint to go on from: the bundle's own, or one made of its graphs. Raises RefreshFailed."""
+    found = find_checkpoint(bundle, request.checkpoints)
+    if found is not None:
+        return found
+    place, model = request.out / "from-graphs", bundle.manifest.model_id
+    reason = _export("export.restore", str(bundle.folder), str(place))
+    if reason:
+        raise RefreshFailed(
+            f"{bundle.folder}: the checkpoint that {model} was exported from (sha256"
+            f" {bundle.manifest.run['checkpoint_sha256'][:12]}…) is not under"
+            f" {', '.join(map(str, request.checkpoints))}, and its weights cannot be read from its graphs"
+            f" ({reason}): copy the checkpoint from where {model} was trained, and name its folder with"
+            " --checkpoint"
+        )
+    log.warning(
+        "the checkpoint of %s is not there: its graphs' weights go on, its optimisers begin anew", model
+    )
+    return place / ckpt.NAME
+
+
+def find_checkpoint(bundle: Bundle, places: Sequence[Path]) -> Path | None:
+    """The file that ``bundle`` was exported from, by its digest. Raises RefreshFailed where it names none."""
     wanted, model = bundle.manifest.run.get("checkpoint_sha256"), bundle.manifest.model_id
     if not isinstance(wanted, str):
         raise RefreshFailed(
             f"{bundle.folder}: does not say which checkpoint {model} was exported from, as bundles of earlier"
             " versions do not: export it again with `s2node export CHECKPOINT FOLDER` and refresh that"
         )
-    files = list(dict.fromkeys(_checkpoints(places)))
-    for file in files:
-        if file_sha256(file) == wanted:
-            return file
-    looked = ", ".join(map(str, places))
-    raise RefreshFailed(
-        f"{bundle.folder}: {model} was exported from the checkpoint with sha256 {wanted[:12]}…, and none of"
-        f" the {len(files)} under {looked} has it: copy it from where {model} was trained, and name its"
-        " folder with --checkpoint"
-    )
+    files = dict.fromkeys(_checkpoints(places))
+    return next((file for file in files if file_sha256(file) == wanted), None)
 
 
 def _checkpoints(places: Sequence[Path]) -> Iterator[Path]:
@@ -189,12 +206,17 @@ def measured(bundle: Path, request: Request) -> PhaseRows:
 def export_candidate(request: Request) -> Path:
     """The new model as a bundle, by a process of its own. Raises RefreshFailed with its last words."""
     candidate = request.out / "candidate"
-    words = [sys.executable, "-m", "export.cli", str(request.run), str(candidate), "--replace"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip() or "no word").splitlines()[-1]
-        raise RefreshFailed(f"{request.run}: export ended with {done.returncode}: {last}")
+    reason = _export("export.cli", str(request.run), str(candidate), "--replace")
+    if reason:
+        raise RefreshFailed(f"{request.run}: export failed: {reason}")
     return candidate
+
+
+def _export(module: str, *words: str) -> str:
+    """Run a command of ``export``, which nothing here may import; its last words if it failed, or nothing."""
+    command = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stderr.strip() or "no word").splitlines()[-1] if done.returncode else ""
 
 
 def write_comparison(out: Path, old: PhaseRows, new: PhaseRows, verdict: Verdict) -> None:

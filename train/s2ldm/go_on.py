@@ -41,4 +41,5 @@ def go_on_with_joint(
 
 
 def _origin(start: ckpt.Checkpoint) -> dict[str, object]:
-    return {"went_on_from": {"steps": start.step, "config_digest": start.digest}}
+    known = {"steps": start.step, "config_digest": start.digest}
+    return {"went_on_from": known | {k: v for k, v in start.extras.items() if k == "graphs_of"}}
