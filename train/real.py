@@ -7,9 +7,9 @@
 
 An entry is a volume file or a folder holding ``ct.nii.gz``, relative to ``pairs.tsv``; a phase that is
 missing is ``-``. Columns of other names are let be. Written by hand, ``split`` may be left out: then one
-patient is held out for validation, that of the last of the rows with the most phases. ``patient`` may be left
-out too: then each row is a patient. The enhanced volume is resampled onto the NCCT's grid by the coordinates
-both have: ``prepare`` registers.
+patient is held out for validation, that of the last of the rows with the most phases. ``patient`` may not:
+two scans of one patient would be learnt from and judged on. The enhanced volume is resampled onto the NCCT's
+grid by the coordinates both have: ``prepare`` registers.
 """
 
 from __future__ import annotations
@@ -76,7 +76,12 @@ def listed_pairs(config: DataConfig) -> list[Pair]:
     """
     file = Path(config.folder) / LIST
     lines = _read_list(file, config.phase)
-    patients = [line.get("patient") or f"line {n}" for n, line in enumerate(lines, 2)]
+    if nobodys := [n for n, line in enumerate(lines, 2) if not _has(line, "patient")]:
+        raise PairsUnusable(
+            f"{file}: line {nobodys[0]} names no patient: write a pseudonym into a column patient, the same"
+            " for all of one patient's pairs; else a model may be judged on whom it learnt from"
+        )
+    patients = [line["patient"] for line in lines]
     sides = _sides(lines, patients)
     if unknown := sorted(set(sides) - set(SIDES)):
         raise PairsUnusable(f"{file}: split {unknown[0]!r} is none of {', '.join(SIDES)}")

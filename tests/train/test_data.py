@@ -104,7 +104,7 @@ def write(
 def converted(tmp_path: Path) -> Path:
     """Three patients as ``s2node convert`` leaves them; the enhanced series has its own grid."""
     rng = np.random.default_rng(0)
-    rows = ["ncct\tarterial\tvenous"]
+    rows = ["ncct\tarterial\tvenous\tpatient"]
     for patient in range(3):
         ncct = rng.normal(40, 5, (16, 40, 40))
         wide = np.full((16, 44, 44), 40.0)
@@ -113,7 +113,7 @@ def converted(tmp_path: Path) -> Path:
         write(
             tmp_path / f"case-{2 * patient + 1:04d}" / "ct.nii.gz", wide, (3.0, 1.5, 1.5), (-3.0, -3.0, 0.0)
         )
-        rows.append(f"case-{2 * patient:04d}\t-\tcase-{2 * patient + 1:04d}")
+        rows.append(f"case-{2 * patient:04d}\t-\tcase-{2 * patient + 1:04d}\tp{patient}")
     (tmp_path / "pairs.tsv").write_text("\n".join(rows) + "\n")
     return tmp_path
 
@@ -221,6 +221,16 @@ def test_a_patient_with_another_phase_on_another_side_is_refused(converted: Path
     (converted / "pairs.tsv").write_text("\n".join(rows) + "\n")
     with pytest.raises(PairsUnusable, match="patient anna is on two sides, train and test"):
         data_digest(real(converted, phase=phase))
+
+
+def test_a_pair_of_nobody_is_refused_by_its_line(converted: Path) -> None:
+    for nobody in ("", "-"):
+        rows = ("case-0000\tcase-0001\tanna\ttrain", f"case-0002\tcase-0003\t{nobody}\ttest")
+        with pytest.raises(PairsUnusable, match="line 3 names no patient: write a pseudonym"):
+            listed_pairs(real(listed(converted, *rows)))
+    (converted / "pairs.tsv").write_text("ncct\tvenous\ncase-0000\tcase-0001\n")
+    with pytest.raises(PairsUnusable, match="line 2 names no patient"):
+        training_pairs(real(converted), converted / "cache")
 
 
 def test_without_a_split_one_patient_is_held_out_of_every_phase(converted: Path) -> None:
