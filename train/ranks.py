@@ -1,6 +1,6 @@
 """Several processes as one (torchrun): what a method needs to have the numbers of one with the whole batch.
 
-Stages 1 and 2 of the S²LDM have them, as a test shows; ``docs/training.md`` says what in others has not.
+The stages of the S²LDM have them, as a test shows; ``docs/training.md`` says what in other methods has not.
 Every rank holds the same generators and draws for all ranks, then keeps its own part; a mean that is weighted
 by the data is divided by the weight of all ranks. DDP then averages plain means. Without torchrun each
 function is what its name says of one process.

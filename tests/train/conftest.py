@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +31,23 @@ class Trained:
 @pytest.fixture(scope="session")
 def tiny() -> TrainConfig:
     return load_train_config(REPOSITORY / "config" / "train" / "tiny.toml")
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Callable[..., None]:
+    """Runs ``two_ranks.py`` with the places it is given, in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script = Path(__file__).with_name("two_ranks.py")
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+
+    def run(*places: Path) -> None:
+        words = [*command, str(script), *map(str, places)]
+        done = subprocess.run(
+            words, env=environment, capture_output=True, text=True, check=False, timeout=800
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return run
 
 
 @pytest.fixture(scope="session")

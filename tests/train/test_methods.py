@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,33 @@ def test_its_run_resumes_to_the_bit(
     assert straight.step == halves.step == 4
     assert same(straight.states, halves.states)
     assert same(straight.rng, halves.rng)
+
+
+@pytest.mark.timeout(900)
+def test_two_ranks_have_the_losses_of_one_at_twice_the_batch(
+    cache: Path, tmp_path: Path, two_ranks: Callable[..., None]
+) -> None:
+    """But for pools of past fakes and dropout, which each rank has for itself: here there are none."""
+    (tmp_path / "half").mkdir()
+    for name in METHODS:
+        changes: dict[str, Any] = {"autoencoder_share": 0.3, "spade_share": 0.3} if name == "aldm" else {}
+        if "discriminator" in TOYS[name]:
+            changes["discriminator"] = JUDGE | {"pool": 0}
+        whole, half = (toy(name, 3, loop={"batch": n, "log_steps": 1}, **changes) for n in (2, 1))
+        METHODS[name].trainer()(whole, tmp_path / "alone" / name, cache)
+        (tmp_path / "half" / f"{name}.json").write_text(half.model_dump_json())
+    two_ranks(tmp_path / "half", tmp_path / "ranks", cache)
+    for name in METHODS:
+        together, alone = (losses(tmp_path / who / name) for who in ("ranks", "alone"))
+        assert together, name
+        assert together == pytest.approx(alone, abs=1e-5), name
+
+
+def losses(folder: Path) -> dict[str, float]:
+    """Those of the last step that had them, by name."""
+    return {
+        name: value for name, value in figures(folder).items() if name.startswith(("loss/", "discriminator"))
+    }
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,8 @@ from train import ranks
 from train.config import TrainConfig
 from train.s2ldm.train_autoencoder import train_autoencoder
 from train.s2ldm.train_diffusion import train_diffusion
+from train.s2ldm.train_joint import train_joint
 
-SCRIPT = Path(__file__).with_name("two_ranks.py")
-REPOSITORY = SCRIPT.parents[2]
 STEPS = 4
 
 
@@ -28,19 +25,10 @@ def short(tiny: TrainConfig, batch: int) -> TrainConfig:
     values = tiny.model_dump()
     values["autoencoder"]["adversarial"] |= {"weight": 0.1, "start": 0.0, "channels": 8, "layers": 1}
     values["autoencoder"]["quantizer"] |= {"reseed_below": 0.05}
-    for stage in ("autoencoder", "diffusion"):
+    for stage in ("autoencoder", "diffusion", "joint"):
         loop = {"steps": STEPS, "batch": batch, "log_steps": 1, "validation_crops": 1}
         values[stage]["loop"] |= loop
     return TrainConfig.model_validate(values)
-
-
-def torchrun(processes: int, *arguments: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=800
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def losses(run: Path) -> dict[str, float]:
@@ -51,16 +39,18 @@ def losses(run: Path) -> dict[str, float]:
 
 @pytest.mark.timeout(900)
 def test_two_ranks_have_the_losses_of_one_at_twice_the_batch(
-    tiny: TrainConfig, trained: Any, tmp_path: Path
+    tiny: TrainConfig, trained: Any, tmp_path: Path, two_ranks: Callable[..., None]
 ) -> None:
     one, half = short(tiny, batch=2), short(tiny, batch=1)
     (tmp_path / "half.json").write_text(half.model_dump_json())
-    torchrun(2, str(SCRIPT), str(tmp_path / "half.json"), str(tmp_path / "ranks"), str(trained.cache))
+    two_ranks(tmp_path / "half.json", tmp_path / "ranks", trained.cache)
     train_autoencoder(one, tmp_path / "alone" / "one", trained.cache)
     train_diffusion(one, tmp_path / "alone" / "one", tmp_path / "alone" / "two", trained.cache)
-    for stage in ("one", "two"):
+    train_joint(one, tmp_path / "alone" / "two", tmp_path / "alone" / "three", trained.cache)
+    for stage in ("one", "two", "three"):
         together, alone = (losses(tmp_path / who / stage) for who in ("ranks", "alone"))
         assert together == pytest.approx(alone, abs=1e-5)
+        assert together
         straight = ckpt.load(tmp_path / "ranks" / stage / ckpt.NAME)
         halves = ckpt.load(tmp_path / "ranks" / f"halves-{stage}" / ckpt.NAME)
         assert straight.step == halves.step == STEPS

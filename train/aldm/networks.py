@@ -50,9 +50,9 @@ class Vqgan(nn.Module):
         """Quantise and paint."""
         return self.decoder(self.quantizer.lookup(latent))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(rebuilt, commitment loss); in training the codebook follows."""
-        quantized = self.quantizer(self.encode(x))
+    def forward(self, x: Tensor, block: int | None = None) -> tuple[Tensor, Tensor]:
+        """(rebuilt, commitment loss); in training the codebook follows. ``block``: see the quantiser."""
+        quantized = self.quantizer(self.encode(x), block)
         return self.decoder(quantized.latent), quantized.loss
 
 

@@ -99,7 +99,7 @@ class AldmTraining(Parts):
         """One step of the part whose turn it is."""
         this = self.config.aldm
         if progress < this.autoencoder_share:
-            return self.step_vqgan(progress, torch.cat([x_n, x_c]))
+            return self.step_vqgan(progress, x_n, x_c)
         if not self.scale:
             self.scale = self.latent_scale()
         e_n, e_c = self.encode(x_n), self.encode(x_c)
@@ -107,10 +107,11 @@ class AldmTraining(Parts):
             return self.step_spade(progress, e_n, e_c)
         return self.step_denoiser(progress, e_n, e_c)
 
-    def step_vqgan(self, progress: float, x: Tensor) -> dict[str, Tensor]:
+    def step_vqgan(self, progress: float, x_n: Tensor, x_c: Tensor) -> dict[str, Tensor]:
         """Rebuild both phases."""
         self.vqgan.network.train()
-        rebuilt, l_quan = self.vqgan.network(x)
+        x = torch.cat([x_n, x_c])
+        rebuilt, l_quan = self.vqgan.network(x, len(x_n))
         l_rec = (rebuilt - x).abs().mean()
         o = self.config.aldm.vqgan.optimiser
         skipped = improve(self.fabric, [self.vqgan], l_rec + l_quan, o, progress)
