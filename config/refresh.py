@@ -44,7 +44,7 @@ class RefreshSettings(Frozen):
     """Folder that `s2node train prepare` wrote, whose pictures somebody has looked at."""
     checkpoints: Literal[""] | Folder = ""
     """Folder in which the checkpoints of the active models lie; those of earlier refreshes are found by
-    themselves."""
+    themselves. An S²LDM whose checkpoint is nowhere goes on from the weights in its graphs."""
     phases: tuple[Literal["arterial", "venous"], ...] = Field(default=("arterial", "venous"), min_length=1)
     """Phases whose active models are refreshed, one after another."""
     minutes: float = Field(default=60.0, gt=0, le=10_080)
