@@ -37,8 +37,8 @@ class Row:
     """Stage, a command of ``s2node train`` with a table ``[STAGE.loop]`` → share of the row's minutes."""
     bundles: Path | None = None
     """Folder of finished bundles by phase: measured, not trained, so not of equal budget."""
-    seconds: float = 6.0
-    """Of one core, what a synthesis of a phantom of the preset ``cpu`` is expected to take."""
+    seconds: float = 0.0
+    """Of one core, what a synthesis of a phantom of the preset ``cpu`` took where the table was made."""
     changes: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Table of the configuration → keys that this row sets."""
     phases: tuple[str, ...] = ("arterial", "venous")
@@ -53,33 +53,36 @@ VENOUS = ("venous",)
 
 ROWS: dict[str, Row] = {
     "identity": Row("identity: the source as it is", "comparison", "identity"),
-    "unet25d": Row("2.5-D U-Net, L1", "comparison", config="unet25d.toml", loops={"unet25d": 1.0}),
+    "unet25d": Row(
+        "2.5-D U-Net, L1", "comparison", config="unet25d.toml", loops={"unet25d": 1.0},
+        seconds=5.2,
+    ),
     "cyclegan": Row(
         "CycleGAN (Zhu et al.)", "comparison", config="cyclegan.toml", loops={"cyclegan": 1.0},
-        seconds=13.0,
+        seconds=11.3,
         paper={"arterial": (0.146, 25.03, 0.796), "venous": (0.161, 24.67, 0.804)},
     ),
     "pix2pix": Row(
-        "pix2pix (Isola et al.)", "comparison", config="pix2pix.toml", loops={"pix2pix": 1.0}, seconds=3.0,
+        "pix2pix (Isola et al.)", "comparison", config="pix2pix.toml", loops={"pix2pix": 1.0}, seconds=2.0,
         paper={"arterial": (0.132, 24.77, 0.819), "venous": (0.155, 24.84, 0.818)},
     ),
     "reggan": Row(
         "RegGAN (Kong et al.)", "comparison", config="reggan.toml", loops={"reggan": 1.0},
-        seconds=13.0,
+        seconds=12.8,
         paper={"arterial": (0.108, 25.86, 0.854), "venous": (0.129, 25.31, 0.857)},
     ),
     "ctagan": Row(
         "CTA-GAN (Lyu et al.)", "comparison", config="ctagan.toml", loops={"ctagan": 1.0},
-        seconds=13.0,
+        seconds=12.8,
         paper={"arterial": (0.103, 25.92, 0.889), "venous": (0.115, 25.58, 0.879)},
     ),
     "aldm": Row(
-        "ALDM (Kim and Park)", "comparison", config="aldm.toml", loops={"aldm": 1.0}, seconds=25.0,
+        "ALDM (Kim and Park)", "comparison", config="aldm.toml", loops={"aldm": 1.0}, seconds=19.7,
         changes={"aldm.sampler": {"steps": 10}},
         paper={"arterial": (0.098, 26.19, 0.872), "venous": (0.123, 25.36, 0.862)},
     ),
     "s2ldm": Row(
-        "S²LDM", "comparison", config="demo.toml", loops=THREE,
+        "S²LDM", "comparison", config="demo.toml", loops=THREE, seconds=11.5,
         paper={"arterial": (0.087, 26.33, 0.895), "venous": (0.106, 25.79, 0.883)},
     ),
     # Stage 1 as a translator of its own: D(E_n) is held against x_c, for all of the row's minutes. Eq. 4 as
@@ -87,6 +90,7 @@ ROWS: dict[str, Row] = {
     "stage1": Row(
         "S²LDM, stage 1 alone", "comparison", config="demo.toml",
         loops={"autoencoder": 1.0, "diffusion": 0.0},
+        seconds=5.8,
         changes={
             "autoencoder.loss": {"translate": 1.0},
             "diffusion": {"formulation": "literal", "source_condition": "none"},
@@ -94,31 +98,31 @@ ROWS: dict[str, Row] = {
             "diffusion.sampler": {"name": "ddim", "steps": 1, "strength": 0.0},
         },
     ),
-    "shipped": Row("S²LDM as shipped: trained for longer", "comparison", bundles=SHIPPED),
+    "shipped": Row("S²LDM as shipped: trained for longer", "comparison", bundles=SHIPPED, seconds=10.8),
     "oracle": Row("oracle: the source with the expected rise", "comparison", "oracle"),
     "limit": Row("oracle without grain: the expectation itself", "comparison", "limit"),
     "a": Row(
         "(a) latent diffusion alone", "ablation", config="ablation/a.toml", loops=S2LDM, phases=VENOUS,
-        seconds=20.0,
+        seconds=12.1,
         paper={"venous": (0.133, 25.22, 0.857)},
     ),
     "b": Row(
         "(b) + syncretic encoder", "ablation", config="ablation/b.toml", loops=S2LDM, phases=VENOUS,
-        seconds=20.0,
+        seconds=12.6,
         paper={"venous": (0.127, 25.43, 0.862)},
     ),
     "c": Row(
         "(c) + similarity loss", "ablation", config="ablation/c.toml", loops=S2LDM, phases=VENOUS,
-        seconds=20.0,
+        seconds=13.5,
         paper={"venous": (0.112, 25.66, 0.872)},
     ),
     "d": Row(
         "(d) + similarity mask, without the loss", "ablation", config="ablation/d.toml", loops=S2LDM,
-        phases=VENOUS, paper={"venous": (0.120, 25.64, 0.865)},
+        phases=VENOUS, seconds=13.1, paper={"venous": (0.120, 25.64, 0.865)},
     ),
     "full": Row(
         "S²LDM as printed: all of them", "ablation", config="ablation/full.toml", loops=S2LDM, phases=VENOUS,
-        seconds=20.0,
+        seconds=11.0,
         paper={"venous": (0.106, 25.79, 0.883)},
     ),
 }  # fmt: skip
@@ -144,11 +148,11 @@ class Preset:
     """Given, the whole table takes as long, and ``row_minutes`` are what measuring leaves of it."""
     prepare_minutes: float = 6.0
     """Set aside once for the phantoms that are learnt from: of one core, like all that follows."""
-    start_minutes: float = 0.3
+    start_minutes: float = 0.2
     """Set aside to start one process."""
-    export_minutes: float = 1.0
+    export_minutes: float = 0.5
     """Set aside for one export."""
-    measure_s: float = 2.5
+    measure_s: float = 2.0
     """Set aside to make and to measure one phantom, besides its synthesis."""
     least_minutes: float = 3.0
     """Training for less than this is no comparison."""

@@ -32,6 +32,14 @@ from train.measure_row import Spec, load_planes, measure_row
 from train.results import best_bars, page, read_results
 from train.rows import CONFIGS, PRESETS, ROWS, BudgetTooSmall, Row, is_trained
 
+KEPT = Path(__file__).resolve().parents[2] / "docs" / "results"
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
 pytestmark = pytest.mark.timeout(900)  # the toy comparison starts nine processes, most with torch
 TOY = PRESETS["toy"]
 VENOUS = ("venous",)
@@ -212,6 +220,18 @@ def test_every_trained_row_has_the_same_minutes_and_all_of_them_fit_the_budget(
     spent = preset.prepare_minutes + sum(training_minutes(job) + other_minutes(job) for job in jobs)
     assert spent == pytest.approx(60 * hours * preset.side_by_side)
     assert preset.cases >= 40
+
+
+def test_the_table_takes_five_hours_on_two_cores_at_the_pace_of_the_kept_rows(
+    tmp_path: Path,
+) -> None:
+    preset = PRESETS["cpu"]
+    jobs = plan(preset, tmp_path, ROWS, {})
+    hours = (preset.prepare_minutes + sum(training_minutes(job) + other_minutes(job) for job in jobs)) / 60
+    assert hours / preset.side_by_side <= 5.0
+    took = {(kept["row"], kept["phase"]): kept["seconds"] for kept in map(read_json, KEPT.glob("*.json"))}
+    for (name, phase), seconds in took.items():
+        assert ROWS[name].seconds == pytest.approx(seconds, rel=0.1, abs=0.1), (name, phase)
 
 
 def test_the_table_has_every_row_that_is_asked_for_in_both_phases() -> None:
