@@ -29,7 +29,7 @@ class Answers:
 def translator(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A translator that torch runs to WANTED."""
     monkeypatch.setattr(parity, "example_tile", lambda model: WANTED)
-    monkeypatch.setattr(parity, "_torch", lambda module, **inputs: WANTED)
+    monkeypatch.setattr(parity, "in_torch", lambda module, **inputs: WANTED)
     data = SimpleNamespace(window_hu=(-200, 400))
     return SimpleNamespace(
         family="translator", config=SimpleNamespace(data=data), graphs=lambda: {"translator": None}
@@ -53,7 +53,7 @@ def test_a_variant_with_a_patch_that_lost_its_structure_is_refused(
     translator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flat = np.zeros_like(WANTED)
-    monkeypatch.setattr(parity, "_torch", lambda module, **inputs: flat)
+    monkeypatch.setattr(parity, "in_torch", lambda module, **inputs: flat)
     answer = flat.copy()
     grain = RNG.normal(0, 0.008, answer[..., :12].shape)
     answer[..., :12] = np.clip(grain, -0.016, 0.016)  # 4.8 HU at most, 1 HU in the mean: no figure objects
