@@ -24,6 +24,8 @@ class SeriesLimits(Frozen):
     """Largest file, in bytes."""
     max_inflated_bytes: int = Field(default=512 * MIB, ge=1024)
     """Most bytes a file in the Deflated transfer syntax may inflate to."""
+    max_elements: int = Field(default=200_000, ge=1_000)
+    """Most elements and items of a file, those within sequences too; a frame of a multi-frame file has 30."""
     max_rows: int = Field(default=2_048, ge=1)
     """Most rows of a slice."""
     max_columns: int = Field(default=2_048, ge=1)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Final, NamedTuple
 
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 
@@ -50,6 +51,9 @@ UNDEFINED: Final = 0xFFFFFFFF
 ITEM: Final = 0xFFFEE000
 ITEM_END: Final = 0xFFFEE00D
 SEQUENCE_END: Final = 0xFFFEE0DD
+DELIMITERS: Final = frozenset((ITEM, ITEM_END, SEQUENCE_END))
+PIXELS: Final = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
+"""Float, double and integer pixels."""
 
 LONG_VRS: Final = frozenset(
     (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
@@ -131,6 +135,51 @@ def values_of(
         return {tag: bytes(data[value:end]) for tag, _, value, end in found}
     except tags.PARSE_ERRORS as error:
         raise HeaderRefused("the header cannot be parsed") from error
+
+
+def has_more_elements(data: memoryview, transfer_syntax_uid: str, most: int) -> bool:
+    """Whether a whole data set has more than ``most`` elements and items, those within sequences too.
+
+    pydicom makes an object of each, some 16 us and 600 bytes: two million empty items, which deflate to
+    kilobytes, are half a minute and a gigabyte. So they are counted before it is asked. One takes eight bytes
+    or more: a short data set is not looked at. Not for deflated data: inflate them first.
+    """
+    if len(data) <= 8 * most:
+        return False
+    encoding = ENCODINGS.get(transfer_syntax_uid, EXPLICIT_LITTLE)
+    outer: list[Encoding] = []
+    at = count = 0
+    while at + 12 <= len(data) and count <= most:
+        element = _element_at(data, at, encoding)
+        is_undefined, at, count = element.length == UNDEFINED, element.value, count + 1
+        if element.tag == SEQUENCE_END and outer:
+            encoding = outer.pop()
+        elif element.tag in PIXELS:
+            at = _behind_fragments(data, at) if is_undefined else at + element.length
+        elif is_undefined and element.tag != ITEM:
+            outer.append(encoding)
+            encoding = _within(element, encoding)
+        elif element.tag not in DELIMITERS and not _is_sequence(data, element, encoding):
+            at += element.length
+    return count > most
+
+
+def _behind_fragments(data: memoryview, at: int) -> int:
+    """The end of encapsulated pixels (PS3.5 A.4) whose fragments begin at ``at``: they hold no elements."""
+    while at + 8 <= len(data):
+        fragment = _element_at(data, at, EXPLICIT_LITTLE)
+        if fragment.tag != ITEM:
+            return at
+        at = fragment.value + fragment.length
+    return at
+
+
+def _is_sequence(data: memoryview, element: Element, encoding: Encoding) -> bool:
+    """Whether a value of defined length holds items: by its VR, or by the dictionary where it has none."""
+    vr = bytes(data[element.start + 4 : element.start + 6])
+    if not encoding.is_implicit and vr.isalpha() and vr.isupper():
+        return vr == b"SQ"
+    return dictionary_has_tag(element.tag) and dictionary_VR(element.tag) == "SQ"
 
 
 def _read(data: memoryview, transfer_syntax_uid: str, *, is_whole: bool) -> Header:

@@ -11,6 +11,7 @@ PixelSpacing is the distance between rows. Slices are sorted along the cross pro
 from __future__ import annotations
 
 import io
+import mmap
 import warnings
 import zlib
 from collections import Counter
@@ -27,6 +28,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -41,6 +43,7 @@ from engine.volume import Float32, Geometry, Vec3, Volume
 from node import tags
 from node.codestream import coded_size
 from node.errors import SeriesRejected
+from node.header import has_more_elements
 
 AIR_HU = -1000.0
 """What padding is painted with."""
@@ -176,29 +179,43 @@ def _broken_is(code: str, reason: str) -> Iterator[None]:
 
 
 def _check_file(file: BinaryIO, limits: SeriesLimits) -> None:
+    """Sizes, before anything is parsed or inflated as a whole."""
     size = file.seek(0, io.SEEK_END)
-    file.seek(0)
     if size > limits.max_file_bytes:
         raise SeriesRejected("TOO-LARGE", f"a file of {size} bytes, at most {limits.max_file_bytes} are read")
+    file.seek(0)
     start = file.read(144)
-    if start[128:136] == b"DICM\x02\x00\x00\x00":
-        _check_inflated(file, 144 + int.from_bytes(start[140:144], "little"), limits)
+    is_part_10 = start[128:136] == b"DICM\x02\x00\x00\x00"
+    data_at = 144 + int.from_bytes(start[140:144], "little") if is_part_10 else 0
+    file.seek(0)
+    meta = file.read(min(data_at, 65_536))
+    if DeflatedExplicitVRLittleEndian.encode("ascii") in meta:
+        file.seek(data_at)
+        _check_elements(memoryview(_inflated(file, limits)), ExplicitVRLittleEndian, limits)
+    elif size - data_at > 8 * limits.max_elements:
+        file.seek(0)
+        syntax = str(tags.value(read_file_meta_info(file.name), "TransferSyntaxUID")) if is_part_10 else ""
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as view:
+            _check_elements(view[data_at:], syntax, limits)
     file.seek(0)
 
 
-def _check_inflated(file: BinaryIO, data_at: int, limits: SeriesLimits) -> None:
-    """A Deflated data set (PS3.5 A.5) is inflated in one piece by pydicom: count first, a piece at a time."""
-    file.seek(0)
-    if DeflatedExplicitVRLittleEndian.encode("ascii") not in file.read(min(data_at, 65_536)):
-        return
-    file.seek(data_at)
-    inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+def _inflated(file: BinaryIO, limits: SeriesLimits) -> bytearray:
+    """A Deflated data set (PS3.5 A.5), a piece at a time: pydicom would inflate it in one, however large."""
+    inflater, data = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
     while piece := inflater.unconsumed_tail or file.read(65_536):
-        total += len(inflater.decompress(piece, 1 << 20))
-        if total > limits.max_inflated_bytes:
+        data += inflater.decompress(piece, 1 << 20)
+        if len(data) > limits.max_inflated_bytes:
             raise SeriesRejected("TOO-LARGE", f"inflates to more than {limits.max_inflated_bytes} bytes")
         if inflater.eof:
-            return
+            break
+    return data
+
+
+def _check_elements(data: memoryview, transfer_syntax_uid: str, limits: SeriesLimits) -> None:
+    with data:
+        if has_more_elements(data, transfer_syntax_uid, limits.max_elements):
+            raise SeriesRejected("TOO-LARGE", f"a file of more than {limits.max_elements} elements")
 
 
 def _parse(file: BinaryIO, *, stop_before_pixels: bool) -> FileDataset:

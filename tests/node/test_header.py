@@ -15,7 +15,12 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_file_meta_info
 from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import CTImageStorage
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from node.header import (
     MAX_DEPTH,
@@ -24,6 +29,7 @@ from node.header import (
     MAX_WANTED_BYTES,
     Header,
     HeaderRefused,
+    has_more_elements,
     header_within,
     read_header,
 )
@@ -157,6 +163,47 @@ def test_a_sequence_of_nothing_but_empty_items_is_refused() -> None:
     item = struct.pack("<HHL", 0xFFFE, 0xE000, 0)
     with pytest.raises(HeaderRefused, match="too many elements"):
         header_of(between_groups(opening + item * MAX_ELEMENTS))
+
+
+ZEROS = bytes(8 * 5_000)
+"""To pydicom five thousand items where a sequence is, and five thousand elements where none is."""
+
+
+@pytest.mark.parametrize(
+    ("head", "syntax", "is_parsed"),
+    [
+        (struct.pack("<HH2sHL", 0x5200, 0x9230, b"SQ", 0, 0xFFFFFFFF), ExplicitVRLittleEndian, True),
+        (struct.pack("<HH2sHL", 0x5200, 0x9230, b"SQ", 0, len(ZEROS)), ExplicitVRLittleEndian, True),
+        (struct.pack("<HH2sHL", 0x0019, 0x1010, b"UN", 0, 0xFFFFFFFF), ExplicitVRLittleEndian, True),
+        (struct.pack("<HHL", 0x5200, 0x9230, len(ZEROS)), ImplicitVRLittleEndian, True),
+        (struct.pack(">HH2sHL", 0x5200, 0x9230, b"SQ", 0, 0xFFFFFFFF), ExplicitVRBigEndian, True),
+        (struct.pack("<HH2sHL", 0x7FE0, 0x0010, b"OW", 0, len(ZEROS)), ExplicitVRLittleEndian, False),
+        (struct.pack("<HH2sHL", 0x0019, 0x1010, b"OB", 0, len(ZEROS)), ExplicitVRLittleEndian, False),
+        (struct.pack("<HHL", 0x0019, 0x1010, len(ZEROS)), ImplicitVRLittleEndian, False),
+    ],
+)
+def test_elements_are_counted_as_pydicom_would_make_them(head: bytes, syntax: str, is_parsed: bool) -> None:
+    data = head + ZEROS + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+    assert has_more_elements(memoryview(data), syntax, 4_000) is is_parsed
+    assert not has_more_elements(memoryview(data), syntax, 5_004)
+
+
+def test_fragments_of_pixels_are_no_elements_and_what_follows_them_is_counted() -> None:
+    head = struct.pack("<HH2sHL", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF)
+    fragment = struct.pack("<HHL", 0xFFFE, 0xE000, len(ZEROS)) + ZEROS
+    end = struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+    data = head + 2 * fragment + end
+    assert not has_more_elements(memoryview(data), ExplicitVRLittleEndian, 1_000)
+    assert has_more_elements(memoryview(data + ZEROS), ExplicitVRLittleEndian, 1_000)
+
+
+def test_an_implicit_sequence_of_unknown_kind_ends_where_it_ends() -> None:
+    """What follows it is Explicit VR again: a value whose length is in its last four bytes."""
+    unknown = struct.pack("<HH2sHL", 0x0019, 0x1010, b"UN", 0, 0xFFFFFFFF)
+    end = struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+    value = struct.pack("<HH2sHL", 0x0019, 0x1011, b"OB", 0, len(ZEROS)) + ZEROS
+    assert not has_more_elements(memoryview(unknown + end + value), ExplicitVRLittleEndian, 1_000)
+    assert not has_more_elements(memoryview(end + value), ExplicitVRLittleEndian, 1_000)
 
 
 def test_an_endless_nesting_is_refused_without_recursion() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Callable
 from io import BytesIO
@@ -16,7 +17,13 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.sequence import Sequence as DicomSequence
-from pydicom.uid import DeflatedExplicitVRLittleEndian, EnhancedCTImageStorage, RLELossless
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    RLELossless,
+)
 
 from config.intake import IntakeSettings, SeriesLimits
 from node.build import read_examined
@@ -449,11 +456,11 @@ def test_a_codestream_that_does_not_say_its_size_is_not_decoded(tmp_path: Path) 
     assert caught.value.code == "UNDECODABLE"
 
 
-def deflated(ct: Any, padding: int) -> bytes:
+def padded(ct: Any, padding: int, syntax: UID = DeflatedExplicitVRLittleEndian) -> bytes:
     (ds,) = ct.slices(ct.gradient(1))
     ds.add_new(0x00091001, "OB", bytes(padding))
     ds.add_new(0x00090010, "LO", "TEST")
-    ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    ds.file_meta.TransferSyntaxUID = syntax
     buffer = BytesIO()
     ds.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
@@ -461,20 +468,34 @@ def deflated(ct: Any, padding: int) -> bytes:
 
 def test_a_deflated_file_is_read(ct: Any, tmp_path: Path) -> None:
     path = tmp_path / "deflated.dcm"
-    path.write_bytes(deflated(ct, 10))
+    path.write_bytes(padded(ct, 10))
     assert read_series([path], LIMITS).volume.hu[0, 1, 2] == 12
 
 
 def test_a_deflated_bomb_is_not_inflated(ct: Any, tmp_path: Path) -> None:
     path = tmp_path / "bomb.dcm"
-    path.write_bytes(deflated(ct, 20_000_000))
+    path.write_bytes(padded(ct, 20_000_000))
     assert path.stat().st_size < 100_000
     limits = SeriesLimits(max_inflated_bytes=1_000_000)
     assert rejection(lambda: read_header(path, limits)) == "TOO-LARGE"
 
 
+@pytest.mark.parametrize("syntax", [DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian])
+def test_a_million_items_are_counted_and_not_parsed(ct: Any, tmp_path: Path, syntax: UID) -> None:
+    whole = padded(ct, 10, syntax)
+    meta = whole[: 144 + int.from_bytes(whole[140:144], "little")]
+    opening = struct.pack("<HH2sHL", 0x5200, 0x9230, b"SQ", 0, 0xFFFFFFFF)
+    bomb = opening + 1_000_000 * struct.pack("<HHL", 0xFFFE, 0xE000, 0)
+    bomb += struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+    path = tmp_path / "items.dcm"
+    path.write_bytes(meta + (zlib.compress(bomb, wbits=-15) if syntax.is_deflated else bomb))
+    with pytest.raises(SeriesRejected, match="more than 200000 elements") as caught:
+        read_header(path, LIMITS)
+    assert caught.value.code == "TOO-LARGE"
+
+
 def test_a_broken_deflated_stream_is_undecodable(ct: Any, tmp_path: Path) -> None:
-    whole = deflated(ct, 10)
+    whole = padded(ct, 10)
     path = tmp_path / "broken.dcm"
     path.write_bytes(whole[:-40] + zlib.compress(b"x") + bytes(40))
     assert rejection(lambda: read_series([path], LIMITS)) == "UNDECODABLE"
