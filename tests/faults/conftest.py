@@ -339,7 +339,7 @@ def live(folder: Path) -> dict[str, Path]:
     """The results that a place shows: those it has and that no rejection note there names."""
     paths: dict[str, Path] = {}
     rejected: set[str] = set()
-    for path in (path for path in folder.rglob("*") if path.is_file()):
+    for path in (path for path in folder.rglob("[!.]*") if path.is_file()):
         header = dcmread(
             path, specific_tags=["SOPInstanceUID", "Modality", EVIDENCE], stop_before_pixels=True
         )

@@ -1,4 +1,5 @@
 import os
+import time
 
 import pytest
 
@@ -42,3 +43,14 @@ def test_a_copy_that_fails_leaves_nothing_half_written(disk, ct_files, monkeypat
     with pytest.raises(DestinationUnreachable, match="No space left"):
         next(folder.deliver(disk, ct_files))
     assert [path for path in disk.path.rglob("*") if path.is_file()] == []
+
+
+def test_what_a_node_that_died_left_is_written_over_or_goes_after_an_hour(disk, ct_files):
+    again, stale, fresh = (disk.path / f".{uid}.part" for uid in ("2.25.20.1", "2.25.9.1", "2.25.9.2"))
+    for part in (again, stale, fresh):
+        part.write_bytes(b"half")
+    an_hour_ago = time.time() - folder.STALE_S - 1
+    os.utime(stale, (an_hour_ago, an_hour_ago))
+    list(folder.deliver(disk, ct_files))
+    assert list(disk.path.rglob("*.part")) == [fresh]
+    assert (disk.path / "2.25.20" / "2.25.20.1.dcm").read_bytes() == ct_files[0].read_bytes()
