@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from random import Random
@@ -364,14 +365,15 @@ class Count:
 
 @pytest.mark.timeout(0)
 def test_every_mutant_gets_an_answer_and_a_code_and_touches_nothing_else(
-    rig, amount, figures, quick_settings, phantom_slices, new_series, tmp_path, watched, monkeypatch
+    rig, amount, figures, quick_settings, phantom_slices, new_series, tmp_path, watched, monkeypatch, request
 ):
     many = amount("MUTANTS", short=300, full=20_000)
     settings = quick_settings(storage={"max_instance_bytes": 2**25})
     root = settings.storage.data_dir
     seeds = collected([dcmread_copy(ds) for ds in phantom_slices], real_slices())
     rng, count, fallen, before = Random(SEED), Count(), [], None
-    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # pytest would keep every line
+    request.addfinalizer(partial(logging.disable, logging.root.manager.disable))
+    logging.disable(logging.CRITICAL)  # pytest would keep every line
     monkeypatch.setattr(threading, "excepthook", lambda death: fallen.append(death.exc_type.__name__))
     with (
         Ledger(root / LEDGER_FILE) as ledger,
