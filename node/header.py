@@ -54,6 +54,8 @@ SEQUENCE_END: Final = 0xFFFEE0DD
 DELIMITERS: Final = frozenset((ITEM, ITEM_END, SEQUENCE_END))
 PIXELS: Final = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 """Float, double and integer pixels."""
+LEAST_ELEMENT_BYTES: Final = 8
+"""Tag and length: no element or item takes less."""
 
 LONG_VRS: Final = frozenset(
     (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
@@ -141,10 +143,10 @@ def has_more_elements(data: memoryview, transfer_syntax_uid: str, most: int) -> 
     """Whether a whole data set has more than ``most`` elements and items, those within sequences too.
 
     pydicom makes an object of each, some 16 us and 600 bytes: two million empty items, which deflate to
-    kilobytes, are half a minute and a gigabyte. So they are counted before it is asked. One takes eight bytes
-    or more: a short data set is not looked at. Not for deflated data: inflate them first.
+    kilobytes, are half a minute and a gigabyte. So they are counted before it is asked. A data set too short
+    for so many is not looked at. Not for deflated data: inflate them first.
     """
-    if len(data) <= 8 * most:
+    if len(data) <= LEAST_ELEMENT_BYTES * most:
         return False
     encoding = ENCODINGS.get(transfer_syntax_uid, EXPLICIT_LITTLE)
     outer: list[Encoding] = []

@@ -43,7 +43,7 @@ from engine.volume import Float32, Geometry, Vec3, Volume
 from node import tags
 from node.codestream import coded_size
 from node.errors import SeriesRejected
-from node.header import has_more_elements
+from node.header import LEAST_ELEMENT_BYTES, has_more_elements
 
 AIR_HU = -1000.0
 """What padding is painted with."""
@@ -192,8 +192,7 @@ def _check_file(file: BinaryIO, limits: SeriesLimits) -> None:
     if DeflatedExplicitVRLittleEndian.encode("ascii") in meta:
         file.seek(data_at)
         _check_elements(memoryview(_inflated(file, limits)), ExplicitVRLittleEndian, limits)
-    elif size - data_at > 8 * limits.max_elements:
-        file.seek(0)
+    elif size - data_at > LEAST_ELEMENT_BYTES * limits.max_elements:
         syntax = str(tags.value(read_file_meta_info(file.name), "TransferSyntaxUID")) if is_part_10 else ""
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as view:
             _check_elements(view[data_at:], syntax, limits)
