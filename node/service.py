@@ -36,6 +36,7 @@ from node.errors import NodeError
 from node.flow import Failure, attempt
 from node.lane import Means
 from node.ledger import LEDGER_FILE, Job, Ledger, StaleLease
+from node.memory import give_back_freed_memory, share_freed_memory
 from node.pull.complete import CompleteLane
 from node.pull.query import peer_of
 from node.purge import Retention
@@ -62,6 +63,8 @@ NOTES_CHECK_S = 1.0
 """Seconds between two looks for superseded results to announce."""
 HEALTH_CHECK_S = 30.0
 """Seconds between two health checks where systemd asks for none."""
+MEMORY_CHECK_S = 60.0
+"""Seconds between two times that free memory is given back."""
 PATIENCE_S = 60.0
 """Seconds a lane may be silent beyond what its own time-outs explain."""
 
@@ -279,6 +282,7 @@ class Node:
                 NOTES_CHECK_S + PATIENCE_S,
             ),
             Lane("retention", step, retention.check_s, retention.check_s + PATIENCE_S),
+            Lane("memory", give_back_freed_memory, MEMORY_CHECK_S, MEMORY_CHECK_S + PATIENCE_S),
         ]
 
     def _announce(self, job: Job) -> None:
@@ -334,6 +338,7 @@ class Node:
 def serve(settings: Settings) -> int:
     """Run a node until SIGTERM or SIGINT; the exit code: 0, or 78 where the models cannot run here."""
     node_log.configure(settings.log)
+    share_freed_memory()
     with Node(settings) as node:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: node.ended.set())

@@ -26,7 +26,7 @@ class State(StrEnum):
 
 
 MOVES: dict[State, frozenset[State]] = {
-    State.RECEIVING: frozenset({State.SETTLED, State.REJECTED, State.PARKED, State.SUPERSEDED}),
+    State.RECEIVING: frozenset({State.SETTLED, State.REJECTED, State.PARKED}),
     State.SETTLED: frozenset({State.READY, State.REJECTED, State.PARKED, State.SUPERSEDED}),
     State.READY: frozenset({State.BUILT, State.REJECTED, State.PARKED, State.SUPERSEDED}),
     State.BUILT: frozenset({State.DELIVERED, State.PARKED, State.RECALLED, State.SUPERSEDED}),
@@ -38,15 +38,7 @@ MOVES: dict[State, frozenset[State]] = {
     State.PURGED: frozenset({State.SUPERSEDED}),
     State.REJECTED: frozenset({State.READY, State.PURGED, State.SUPERSEDED}),
     State.PARKED: frozenset(
-        {
-            State.SETTLED,
-            State.READY,
-            State.BUILT,
-            State.REJECTED,
-            State.RECALLED,
-            State.PURGED,
-            State.SUPERSEDED,
-        }
+        {State.SETTLED, State.READY, State.BUILT, State.RECALLED, State.PURGED, State.SUPERSEDED}
     ),
     State.SUPERSEDED: frozenset(),
 }

@@ -277,10 +277,8 @@ PURGED_FROM = (State.COMMITTED, State.DELIVERED, State.REJECTED, State.PARKED, S
 
 
 NOT_STRUCK = {
-    "nobody makes it: a slice joins a job that is RECEIVING": {(State.RECEIVING, State.SUPERSEDED)},
-    "nobody makes it: settling leaves what it cannot judge to intake": {(State.RECEIVING, State.REJECTED)},
-    "nobody makes it: a parked job is tried again, recalled, superseded or purged": {
-        (State.PARKED, State.REJECTED)
+    "settling leaves what it cannot judge to intake; that a refusal escapes it is not to be seen": {
+        (State.RECEIVING, State.REJECTED)
     },
     "no late slice can be aimed at it: intake follows in the same look": {(State.SETTLED, State.SUPERSEDED)},
     "one statement, whatever state a late slice finds; struck at seven others": {
