@@ -24,9 +24,7 @@ from typing import IO, cast
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_file_meta_info
-from pydicom.filewriter import write_dataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
@@ -42,7 +40,8 @@ from pynetdicom.presentation import build_context
 from config.settings import ListenSettings
 from engine.session import cores
 from node.ledger import Ledger
-from node.receive import SUCCESS, Answer, Arrival, Receiver, file_head
+from node.outputs.encoding import to_bytes
+from node.receive import SUCCESS, Answer, Arrival, Receiver
 from node.scp import Listener
 from node.spool import Spool
 from node.uids import IMPLEMENTATION_CLASS_UID
@@ -130,7 +129,7 @@ def write_slices(folder: Path, slices: int, series_instance_uid: str = "2.25.1")
     rng = np.random.default_rng(1)
     for number in range(slices):
         stored = rng.integers(-1000, 2000, (SIDE, SIDE), dtype=np.int16)
-        (folder / f"{number:04}.dcm").write_bytes(_file_of(_slice(series_instance_uid, number, stored)))
+        (folder / f"{number:04}.dcm").write_bytes(to_bytes(_slice(series_instance_uid, number, stored)))
 
 
 def _slice(series: str, number: int, stored: np.ndarray[tuple[int, ...], np.dtype[np.int16]]) -> Dataset:
@@ -146,14 +145,6 @@ def _slice(series: str, number: int, stored: np.ndarray[tuple[int, ...], np.dtyp
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
     ds.add_new(0x7FE00010, "OW", stored.tobytes())
     return ds
-
-
-def _file_of(ds: Dataset) -> bytes:
-    head = file_head(Arrival(ds.SOPClassUID, ds.SOPInstanceUID, ExplicitVRLittleEndian, "", memoryview(b"")))
-    out = DicomBytesIO()
-    out.is_implicit_VR, out.is_little_endian = False, True
-    write_dataset(out, ds)
-    return head + out.getvalue()
 
 
 def _durable_rate(sources: Sequence[Path], data_dir: Path) -> float:

@@ -8,7 +8,6 @@ and a reason.
 from __future__ import annotations
 
 import sqlite3
-import struct
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,12 +18,12 @@ import structlog
 
 from node.conflict import Difference, difference
 from node.errors import NodeError
+from node.filehead import file_head
 from node.header import Header, HeaderRefused, header_within, read_header
 from node.ledger import Ledger, LedgerUnusable, ReceivedInstance, Recorded, SetAside
 from node.loopguard import is_own
 from node.spool import Chunk, Draft, NameRefused, Placed, Spool, SpoolFull, inbox_name
 from node.states import State
-from node.uids import IMPLEMENTATION_CLASS_UID
 
 log = structlog.get_logger(__name__)
 
@@ -54,9 +53,6 @@ STATUSES: Final[dict[int, tuple[str, str]]] = {
 
 COMMENT_LENGTH: Final = 64
 """Characters of an Error Comment (0000,0902), VR LO (PS3.5 6.2)."""
-
-PREAMBLE: Final = bytes(128) + b"DICM"
-"""PS3.10 7.1."""
 
 
 class InstanceTooLarge(NodeError):
@@ -99,6 +95,11 @@ class Arrival:
     calling_ae: str
     data: memoryview | Iterable[bytes]
 
+    @property
+    def head(self) -> bytes:
+        """What the file of it begins with."""
+        return file_head(self.sop_class_uid, self.sop_instance_uid, self.transfer_syntax_uid)
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -134,7 +135,7 @@ class Receiver:
             return _answer(error)
 
     def _take(self, arrival: Arrival) -> Answer:
-        with self._spool.draft((file_head(arrival),)) as draft:
+        with self._spool.draft((arrival.head,)) as draft:
             pieces = self._written(arrival, draft)
             header = _header_of(pieces, arrival, draft)
             _check_announced(arrival, header)
@@ -217,32 +218,6 @@ class Receiver:
         return difference(held.path, held.transfer_syntax_uid, aside.path, arrival.transfer_syntax_uid)
 
 
-def file_head(arrival: Arrival) -> bytes:
-    """Preamble, prefix and file meta information (PS3.10 7.1) for the data set as it came.
-
-    Without Implementation Version Name and Source AE Title, which are optional: the same instance makes the
-    same file whoever sends it and whichever version of this node receives it.
-    """
-    elements = b"".join(
-        (
-            b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01",  # File Meta Information Version
-            _uid_element(0x0002, arrival.sop_class_uid),  # Media Storage SOP Class UID
-            _uid_element(0x0003, arrival.sop_instance_uid),  # Media Storage SOP Instance UID
-            _uid_element(0x0010, arrival.transfer_syntax_uid),
-            _uid_element(0x0012, IMPLEMENTATION_CLASS_UID),
-        )
-    )
-    group_length = struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(elements))
-    return PREAMBLE + group_length + elements
-
-
-def _uid_element(number: int, uid: str) -> bytes:
-    """(0002,number) in Explicit VR Little Endian, padded to even length (PS3.5 7.1.2, 6.2)."""
-    value = uid.encode("ascii", "replace")
-    value += b"\x00" * (len(value) % 2)
-    return struct.pack("<HH2sH", 2, number, b"UI", len(value)) + value
-
-
 def _header_of(pieces: Iterator[Chunk], arrival: Arrival, draft: Draft) -> Header:
     """The header: from the first piece where that holds all of it, else from all that ``draft`` then has.
 
@@ -253,7 +228,7 @@ def _header_of(pieces: Iterator[Chunk], arrival: Arrival, draft: Draft) -> Heade
         return found
     for _ in pieces:
         pass
-    return read_header(draft.view()[len(file_head(arrival)) :], arrival.transfer_syntax_uid)
+    return read_header(draft.view()[len(arrival.head) :], arrival.transfer_syntax_uid)
 
 
 def _received(arrival: Arrival, header: Header, placed: Placed) -> ReceivedInstance:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,7 +39,6 @@ from engine.synthesis import Synthesis
 from engine.volume import Geometry
 from node.models import ModelStore
 from node.outputs import NodeIdentity, OutputContext, to_bytes
-from node.outputs.encoding import file_meta_of
 from node.phantom_dicom import phantom_series
 from node.series import SourceSeries, read_series
 
@@ -369,7 +369,7 @@ def new_series(phantom_slices: list[Dataset]) -> Callable[[int], list[Dataset]]:
             ds.StudyInstanceUID = f"2.25.77.{number}"
             ds.SeriesInstanceUID = f"2.25.77.{number}.1"
             ds.SOPInstanceUID = f"2.25.77.{number}.1.{ds.InstanceNumber}"
-            ds.file_meta = file_meta_of(ds)
+            ds.file_meta = dcmread(BytesIO(to_bytes(ds))).file_meta
         return series
 
     return make

@@ -5,12 +5,14 @@ Tags: the conformance statement's table of a synthetic CT series (docs/conforman
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
 from pydicom.uid import UID, CTImageStorage
 
 from engine.synthesis import Synthesis
@@ -81,10 +83,13 @@ def _shared(derivation: Derivation) -> Dataset:
 
 
 def _slice(
-    derivation: Derivation, shared: Dataset, index: int, number: int, stored: NDArray[np.int16]
+    derivation: Derivation,
+    shared: Mapping[BaseTag, RawDataElement],
+    index: int,
+    number: int,
+    stored: NDArray[np.int16],
 ) -> Dataset:
-    ds = Dataset()
-    ds.update(shared)
+    ds = Dataset(dict(shared))
     header = derivation.series.headers[index]
     _copy_slice(header, ds)
     source_uid, frame = tags.text(header, "SOPInstanceUID"), derivation.frame_number(index)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Mapping
 from contextlib import suppress
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Final
+from typing import Final, cast
 
-from pydicom.charset import convert_encodings
+from pydicom.charset import convert_encodings, default_encoding
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
-from pydicom.filewriter import dcmwrite, write_dataset
+from pydicom.filewriter import write_data_element, write_dataset
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from node import tags
-from node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from node.filehead import file_head
 
 STRING_VRS: Final = frozenset(
     {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"}
@@ -66,16 +69,17 @@ def _raw_copy(element: RawDataElement, tag: BaseTag, vr: str) -> RawDataElement:
     return RawDataElement(tag, vr, len(value), value, 0, False, True)
 
 
-def encoded(ds: Dataset) -> Dataset:
-    """The same elements, already encoded: nobody can change them, so that many instances may hold them.
+def encoded(ds: Dataset) -> Mapping[BaseTag, RawDataElement]:
+    """The elements of ``ds``, encoded: nobody can change them, so that many instances may hold them.
 
-    Whatever holds them needs ``declare_encoding``, as ``ds`` does before.
+    Whatever holds them needs ``declare_encoding``.
     """
     declare_encoding(ds)
     buffer = DicomBytesIO()
     buffer.is_implicit_VR, buffer.is_little_endian = False, True
     write_dataset(buffer, ds)
-    return read_dataset(BytesIO(buffer.getvalue()), is_implicit_VR=False, is_little_endian=True)
+    read = read_dataset(BytesIO(buffer.getvalue()), is_implicit_VR=False, is_little_endian=True)
+    return {tag: cast(RawDataElement, read.get_item(tag)) for tag in sorted(read.keys())}
 
 
 def declare_encoding(ds: Dataset) -> None:
@@ -83,26 +87,41 @@ def declare_encoding(ds: Dataset) -> None:
 
     Without this, pydicom decodes and encodes them again when writing.
     """
-    character_set = ds.get("SpecificCharacterSet")
-    encodings = convert_encodings(character_set) if character_set else None
-    ds.set_original_encoding(is_implicit_vr=False, is_little_endian=True, character_encoding=encodings)
-
-
-def file_meta_of(ds: Dataset) -> FileMetaDataset:
-    """The file meta information of our files (PS3.10 7.1): Explicit VR Little Endian, our implementation."""
-    meta = FileMetaDataset()
-    meta.FileMetaInformationVersion = b"\x00\x01"
-    meta.MediaStorageSOPClassUID = UID(ds.SOPClassUID)
-    meta.MediaStorageSOPInstanceUID = UID(ds.SOPInstanceUID)
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    return meta
+    ds.set_original_encoding(is_implicit_vr=False, is_little_endian=True, character_encoding=_encodings(ds))
 
 
 def to_bytes(ds: Dataset) -> bytes:
     """``ds`` as a DICOM file in Explicit VR Little Endian: equal datasets give equal bytes."""
-    ds.file_meta = file_meta_of(ds)
-    buffer = BytesIO()
-    dcmwrite(buffer, ds, enforce_file_format=True)
+    buffer = DicomBytesIO()
+    buffer.is_implicit_VR, buffer.is_little_endian = False, True
+    buffer.write(file_head(ds.SOPClassUID, ds.SOPInstanceUID, ExplicitVRLittleEndian))
+    if ds.original_encoding == (False, True) and ds.original_character_set == _encodings(ds):
+        _write_declared(buffer, ds)
+    else:
+        write_dataset(buffer, ds)
     return buffer.getvalue()
+
+
+def _write_declared(buffer: DicomBytesIO, ds: Dataset) -> None:
+    """What ``write_dataset`` writes, sooner: most elements of an output are undecoded, and stay so."""
+    character_set = ds.get("SpecificCharacterSet", default_encoding)
+    for tag in sorted(ds.keys()):
+        element = ds.get_item(tag)
+        if isinstance(element, RawDataElement):
+            buffer.write(_explicit(element))
+        else:
+            write_data_element(buffer, element, character_set)
+
+
+def _explicit(element: RawDataElement) -> bytes:
+    """An undecoded element in Explicit VR Little Endian (PS3.5 7.1.2)."""
+    value = element.value or b""
+    length = "<2xL" if element.VR in EXPLICIT_VR_LENGTH_32 else "<H"
+    tag = struct.pack("<HH2s", element.tag.group, element.tag.element, str(element.VR).encode())
+    return tag + struct.pack(length, len(value)) + value
+
+
+def _encodings(ds: Dataset) -> str | list[str]:
+    """pydicom's names for the character sets of ``ds``."""
+    character_set = ds.get("SpecificCharacterSet")
+    return convert_encodings(character_set) if character_set else default_encoding

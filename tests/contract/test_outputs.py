@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import dcmread, dcmwrite
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
@@ -296,6 +296,20 @@ def test_our_own_verify_finds_no_problem(kit, kind):
         assert (found.kind, found.phase) == (kind, "arterial")
         assert found.source_series_uid == series.headers[0].SeriesInstanceUID
         assert found.problems == ()
+
+
+@every_kind
+@pytest.mark.parametrize("charset", [None, "ISO_IR 100", ["", "ISO 2022 IR 87"]])
+def test_a_file_is_to_the_byte_what_pydicom_writes(kit, kind, charset):
+    def say(ds: Dataset) -> None:
+        ds.SpecificCharacterSet = charset
+
+    series = kit.source(say)
+    for ds in OUTPUTS[kind](series, kit.synthesis(series), kit.context()):
+        made, expected = to_bytes(ds), BytesIO()
+        ds.preamble, ds.file_meta = bytes(128), dcmread(BytesIO(made)).file_meta
+        dcmwrite(expected, ds)
+        assert made == expected.getvalue()
 
 
 @every_kind

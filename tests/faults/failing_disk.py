@@ -48,7 +48,7 @@ from node.models import ModelStore
 from node.outbox import put
 from node.outputs.encoding import Instance
 from node.purge import DAY_S, Retention
-from node.receive import COERCED, SUCCESS, Arrival, Receiver, file_head
+from node.receive import COERCED, SUCCESS, Arrival, Receiver
 from node.rejection.lane import NotesLane
 from node.rejection.retract import Retractor
 from node.scp import Scp
@@ -179,7 +179,7 @@ def occasions(slices: Slices, receiver: Receiver, ledger: Ledger) -> dict[str, C
 
     def after_a_power_cut(series: int) -> Dataset:
         ds = slices.of(series)
-        whole = file_head(arrival_of(ds)) + bytes(arrival_of(ds).data)
+        whole = arrival_of(ds).head + bytes(arrival_of(ds).data)
         name = inbox_name(ds.SeriesInstanceUID, ds.SOPInstanceUID, sha256(whole).hexdigest())
         path = ledger.path.parent / name
         path.parent.mkdir()

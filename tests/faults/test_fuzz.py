@@ -8,7 +8,6 @@ The last mutant lies in ``mutant.dcm`` of the test's folder.
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import faulthandler
 import gc
@@ -46,8 +45,8 @@ from node.errors import REJECTION_CODES, DestinationUnreachable
 from node.flow import Failure, attempt
 from node.header import HeaderRefused, read_header
 from node.ledger import LEDGER_FILE, Ledger
-from node.outputs.encoding import file_meta_of
-from node.receive import STATUSES, SUCCESS, UNFORESEEN, Arrival, file_head
+from node.outputs import to_bytes
+from node.receive import STATUSES, SUCCESS, UNFORESEEN, Arrival
 from node.scp import Scp, supported_contexts
 from node.spool import FOLDERS, Spool
 
@@ -132,7 +131,7 @@ class Mutant:
     def written(self, folder: Path) -> Path:
         """The file to send: what follows its file meta information goes out as it lies."""
         path = folder / "mutant.dcm"
-        path.write_bytes(file_head(self.arrival) + self.arrival.data)
+        path.write_bytes(self.arrival.head + self.arrival.data)
         return path
 
 
@@ -458,9 +457,7 @@ def dcmread_bytes(data: bytes) -> Dataset:
 
 
 def dcmread_copy(ds: Dataset) -> Dataset:
-    made = copy.deepcopy(ds)
-    made.file_meta = file_meta_of(made)
-    return made
+    return dcmread(BytesIO(to_bytes(ds)))
 
 
 def real_slices() -> list[Path]:

@@ -35,9 +35,10 @@ from pynetdicom.pdu_primitives import P_DATA
 
 from config.settings import ListenSettings, Settings
 from node.alarm import Alarm, Alert, nobody
+from node.filehead import PREAMBLE, file_head
 from node.ledger import Ledger
 from node.private import write_private_block
-from node.receive import PREAMBLE, Arrival, Receiver, file_head
+from node.receive import Arrival, Receiver
 from node.scp import CT_CLASSES, STRANGERS, Scp, supported_contexts, transfer_syntaxes
 from node.spool import Draft, Spool
 from node.states import State
@@ -136,7 +137,7 @@ def raw_file(
     path: Path, encoded: bytes, sop_instance: str, syntax: str = EXPLICIT, sop_class: str = CTImageStorage
 ) -> Path:
     """A file of these bytes that announces what it is told to announce."""
-    path.write_bytes(file_head(Arrival(sop_class, sop_instance, syntax, "", memoryview(b""))) + encoded)
+    path.write_bytes(file_head(sop_class, sop_instance, syntax) + encoded)
     return path
 
 
