@@ -52,7 +52,7 @@ def find_body(volume: Volume) -> Body:
         _widen(indices, step, s, n)
         for indices, step, s, n in zip(found, steps, spacing, volume.geometry.shape, strict=True)
     )
-    return Body((slices, rows, columns), _filled(largest), (steps[0], steps[1], steps[2]))
+    return Body((slices, rows, columns), _wider(filled(largest)), (steps[0], steps[1], steps[2]))
 
 
 def holds_body(body: Body, grid: Grid, start: Shape3, shape: Shape3) -> bool:
@@ -96,13 +96,19 @@ def _largest(coarse: Float32, spacing_mm: list[float]) -> NDArray[np.bool_]:
     return largest
 
 
-def _filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Lungs and gas filled slice by slice; two samples wider, for the skin and what the opening cut off."""
-    image = sitk.GetImageFromArray(mask.astype(np.uint8))
-    slices = [sitk.BinaryFillhole(image[:, :, k]) for k in range(len(mask))]
-    wide = sitk.BinaryDilate(sitk.JoinSeries(slices), [2, 2, 0])
-    filled: NDArray[np.bool_] = sitk.GetArrayFromImage(wide) == 1
-    return filled
+def filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The holes of every slice filled: between solid planes a hole of a slice is one of the whole stack."""
+    stack = np.ones((2 * len(mask) + 1, *mask.shape[1:]), dtype=np.uint8)
+    stack[1::2] = mask
+    whole: NDArray[np.bool_] = sitk.GetArrayFromImage(sitk.BinaryFillhole(sitk.GetImageFromArray(stack))) == 1
+    return whole[1::2]
+
+
+def _wider(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Two samples more around every slice, for the skin and what the opening cut off."""
+    image = sitk.BinaryDilate(sitk.GetImageFromArray(mask.astype(np.uint8)), [2, 2, 0])
+    wide: NDArray[np.bool_] = sitk.GetArrayFromImage(image) == 1
+    return wide
 
 
 def _widen(indices: NDArray[np.intp], step: int, spacing_mm: float, count: int) -> slice:

@@ -33,7 +33,7 @@ Progress = Callable[[float], None]
 
 SLAB = 2
 """Slices composed at a time: few enough that what is summed up stays in a processor's cache."""
-MASK_SLAB = 8
+MASK_SLAB = 32
 """Slices kept to the body at a time; the whole mask is handed to ITK for each slab."""
 MODEL_SHARE = 0.95
 """Part of the progress bar that belongs to the tiles; composition has the rest."""

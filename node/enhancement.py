@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
+from engine.body import filled
 from engine.volume import Float32, Vec3, Volume
 from node.morphology import Mask, Radius, closed, dilated, eroded, mostly, opened
 from node.orientation import axes_to_flip
@@ -163,20 +164,13 @@ def _opened(grid: _Grid, mask: Mask, mm: float) -> Mask:
     return opened(np.pad(mask, [(p, p) for p in pad], mode="symmetric"), radius)[inner]
 
 
-def _filled(mask: Mask) -> Mask:
-    """The holes of every slice filled: between solid planes a hole of a slice is one of the whole stack."""
-    stack = np.ones((2 * len(mask) + 1, *mask.shape[1:]), dtype=np.bool_)
-    stack[1::2] = mask
-    return _apply(stack, sitk.BinaryFillhole)[1::2]
-
-
 # --- anatomy ------------------------------------------------------------------------------------
 
 
 def _with_body(grid: _Grid) -> tuple[_Grid, Mask]:
     """The largest thing denser than air, without table and clothes, its holes (lungs, bowel) filled."""
     dense = opened(grid.hu > BODY_HU, _ball(grid, GAP_MM))
-    return grid, _filled(_apply(dense, _largest)) if dense.any() else dense
+    return grid, filled(_apply(dense, _largest)) if dense.any() else dense
 
 
 def _cropped(grid: _Grid, body: Mask) -> tuple[_Grid, Mask]:
@@ -204,7 +198,7 @@ def _inner(grid: _Grid, body: Mask) -> Mask:
     if not lean.any():
         return lean
     wall = _disc(grid, WALL_MM)
-    return eroded(_filled(closed(_apply(lean, _largest), wall)), wall)
+    return eroded(filled(closed(_apply(lean, _largest), wall)), wall)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +261,7 @@ def _bone(grid: _Grid, spine: _Spine) -> Mask:
     near = dilated(seeds, _ball(grid, BONE_REACH_MM))
     bone = seeds | ((grid.hu > BONE_HU) & near & ~never)
     bone |= _connected(spine.vertebrae & (mostly(grid.hu > ENHANCED_HU) | bone) & ~pool, spine.posterior)
-    whole = _filled(closed(bone, _disc(grid, GAP_MM))) & ~never
+    whole = filled(closed(bone, _disc(grid, GAP_MM))) & ~never
     return dilated(whole, _ball(grid, MARGIN_MM)) & ~pool
 
 
