@@ -25,11 +25,13 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.pixels.utils import pixel_array
+from pydicom.tag import Tag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -60,6 +62,11 @@ DECODERS = 2
 """Files decoded at once: more would wait for one another in the interpreter."""
 
 SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
+GROUPS_OF_FRAMES = frozenset({Tag(SHARED), Tag(PER_FRAME)})
+LONGEST_VALUE = 65_536
+"""Bytes of a value, in a header, beyond which only the functional groups are of use."""
+ELEMENT_BYTES = 256
+"""What an element takes beside its value, about."""
 FUNCTIONAL_GROUPS = (
     "PixelMeasuresSequence",
     "PlanePositionSequence",
@@ -127,14 +134,44 @@ def read_headers(paths: Sequence[Path], limits: SeriesLimits | None = None) -> l
     limits = limits or SeriesLimits()
     if len(paths) > limits.max_files:
         raise SeriesRejected("TOO-LARGE", f"{len(paths)} files, at most {limits.max_files} are read")
-    return [read_header(path, limits) for path in paths]
+    headers, held = [], 0
+    for path in paths:
+        headers.append(read_header(path, limits))
+        held += _held_bytes(headers[-1])
+        if held > limits.max_header_bytes:
+            raise SeriesRejected("TOO-LARGE", f"headers take more than {limits.max_header_bytes} bytes")
+    return headers
 
 
 def read_header(path: Path, limits: SeriesLimits) -> Dataset:
-    """One header without pixels; raises SeriesRejected: NOT-DICOM, UNDECODABLE or TOO-LARGE."""
+    """One header without pixels, and without values so long that the node has no use for them.
+
+    Raises SeriesRejected: NOT-DICOM, UNDECODABLE or TOO-LARGE.
+    """
     with path.open("rb") as file, _broken_is("UNDECODABLE", "the header cannot be parsed"):
         _check_file(file, limits)
-        return _parse(file, stop_before_pixels=True)
+        header = _parse(file, stop_before_pixels=True)
+    header.buffer = None  # pydicom holds a whole inflated file there
+    for element in list(header.values()):
+        if isinstance(element, RawDataElement) and _is_ballast(element):
+            del header[element.tag]
+    return header
+
+
+def _is_ballast(element: RawDataElement) -> bool:
+    return len(element.value or b"") > LONGEST_VALUE and element.tag not in GROUPS_OF_FRAMES
+
+
+def _held_bytes(header: Dataset) -> int:
+    """About how much memory a header takes; what is undecoded takes little more than its bytes."""
+    held = 0
+    for element in header.values():
+        held += ELEMENT_BYTES
+        if isinstance(element, RawDataElement):
+            held += len(element.value or b"")
+        elif element.VR == "SQ":
+            held += sum(map(_held_bytes, element.value))
+    return held
 
 
 def grid_of(headers: Sequence[Dataset], limits: SeriesLimits | None = None) -> Geometry:

@@ -314,7 +314,7 @@ class Node:
 
     def _settle(self) -> None:
         if self._has_listened():
-            settle_due(self.ledger, self.settings, time.time())
+            settle_due(self.ledger, self.settings, time.time(), self._means("settle").beat)
 
     def _free_orphans(self) -> None:
         free_orphans(self.ledger, time.time())

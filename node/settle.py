@@ -60,17 +60,22 @@ def judge(
     return Verdict(True, f"quiet for {quiet_s:.0f} s; {len(headers)} objects form a regular grid")
 
 
-def settle_due(ledger: Ledger, settings: Settings, now: float) -> None:
+def settle_due(
+    ledger: Ledger, settings: Settings, now: float, beat: Callable[[], None] = lambda: None
+) -> None:
     """One step of the settle lane: RECEIVING → SETTLED what is complete, SETTLED → READY or REJECTED.
 
-    An error of one job parks that job and stops no other.
+    An error of one job parks that job and stops no other. ``beat`` is called after each: headers of many
+    series take their time.
     """
     for job in ledger.receiving(now - settings.settle.quiet_s, now):
         if is_awaited(ledger, settings, job):  # an archive may hold more of it: `node/pull/complete.py`
             continue
         _step(ledger, job, partial(_settle, ledger, settings, job, now), now)
+        beat()
     for job in ledger.jobs([State.SETTLED]):
         _step(ledger, job, partial(_intake, ledger, settings, job, now), now)
+        beat()
 
 
 def _settle(ledger: Ledger, settings: Settings, job: Job, now: float) -> None:

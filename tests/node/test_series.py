@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from io import BytesIO
@@ -478,6 +479,48 @@ def test_a_deflated_bomb_is_not_inflated(ct: Any, tmp_path: Path) -> None:
     assert path.stat().st_size < 100_000
     limits = SeriesLimits(max_inflated_bytes=1_000_000)
     assert rejection(lambda: read_header(path, limits)) == "TOO-LARGE"
+
+
+def test_of_a_deflated_file_the_header_alone_stays_in_memory(ct: Any, tmp_path: Path) -> None:
+    path = tmp_path / "deflated.dcm"
+    path.write_bytes(padded(ct, 20_000_000))
+    tracemalloc.start()
+    header = read_header(path, LIMITS)
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert header.Rows == 12
+    assert held < 1_000_000 < 20_000_000 < most
+
+
+def test_values_too_long_to_be_of_use_are_left_out_of_a_header(ct: Any, write_slices: Any) -> None:
+    ds = ct.slices(ct.gradient(1))[0]
+    block = ds.private_block(0x0009, "VENDOR", create=True)
+    block.add_new(0x01, "OB", bytes(65_536))
+    block.add_new(0x02, "OB", bytes(65_538))
+    header = read_header(*write_slices([ds]), LIMITS)
+    assert block.get_tag(0x01) in header
+    assert block.get_tag(0x02) not in header
+
+
+@pytest.mark.parametrize("is_sequence", [True, False])
+def test_headers_that_together_take_too_much_memory_are_refused(
+    ct: Any, write_slices: Any, is_sequence: bool
+) -> None:
+    slices = ct.slices(ct.gradient(4))
+    for ds in slices:
+        block = ds.private_block(0x0009, "VENDOR", create=True)
+        if is_sequence:
+            block.add_new(0x01, "SQ", [Dataset() for _ in range(1000)])
+            for item in block[0x01].value:
+                item.Rows = 1
+            block[0x01].is_undefined_length = True
+        else:
+            for number in range(5):
+                block.add_new(number, "OB", bytes(60_000))
+    paths = write_slices(slices)
+    limits = SeriesLimits(max_header_bytes=1024**2)
+    assert len(read_headers(paths[:3], limits)) == 3
+    assert rejection(lambda: read_headers(paths, limits)) == "TOO-LARGE"
 
 
 @pytest.mark.parametrize("syntax", [DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian])
