@@ -27,8 +27,8 @@ class SeriesLimits(Frozen):
     max_elements: int = Field(default=200_000, ge=1_000)
     """Most elements and items of a file, those within sequences too; a frame of a multi-frame file has 30."""
     max_header_bytes: int = Field(default=512 * MIB, ge=1024**2)
-    """Most memory that the headers of a series may take, a quarter kB an element and the values; values of
-    more than 64 kB that the node has no use for do not count."""
+    """Most bytes of memory that the headers of a series may take: 256 an element and its value. Values of
+    more than 64 kB that the node has no use for are not held."""
     max_rows: int = Field(default=2_048, ge=1)
     """Most rows of a slice."""
     max_columns: int = Field(default=2_048, ge=1)

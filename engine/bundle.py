@@ -34,6 +34,9 @@ GRAPHS: dict[str, frozenset[str]] = {
 GRAPHS_BESIDES: dict[str, frozenset[str]] = {"s2ldm": frozenset({"condition"})}
 """The graphs it may hold besides."""
 
+LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+"""Errors of the disk that are a bundle's own and do not pass by themselves; every other is the machine's."""
+
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 """A plain name inside the folder: no separator, no leading dot, so no way out of it."""
 
@@ -211,7 +214,7 @@ def file_sha256(path: Path) -> str:
 def _read(folder: Path, name: str) -> bytes:
     try:
         return (folder / name).read_bytes()
-    except OSError as error:
+    except LASTING as error:
         raise BundleInvalid(folder, f"{name} cannot be read: {error.strerror}") from error
 
 

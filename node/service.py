@@ -48,7 +48,7 @@ from node.scp import Scp
 from node.settle import settle_due
 from node.spool import Spool
 from node.states import State
-from node.supervisor import EXIT_CONFIG, Supervisor, is_gone, on_its_gpu
+from node.supervisor import EXIT_CONFIG, Supervisor, is_gone, is_of_this_boot, on_its_gpu
 from node.watch.post import FOLLOW_S, Watch
 from node.watch.signs import Signs, WorkerSign
 from node.watchdog import Pulse
@@ -360,12 +360,17 @@ def sole_owner(data_dir: Path) -> int:
 
 
 def free_orphans(ledger: Ledger, now: float, is_dead: Callable[[str], bool] = is_gone) -> None:
-    """Give back the jobs of workers that are dead, so that nobody waits for their leases to run out."""
+    """Give back the jobs of workers that are dead, so that nobody waits for their leases to run out.
+
+    What ended with the machine is no attempt: a job is not parked for power cuts.
+    """
     for job in ledger.jobs({State.READY}):
         if job.owner is None or not is_dead(job.owner):
             continue
         with suppress(StaleLease):
-            ledger.release(job.id, job.owner, now, now, "the worker died")
+            counted = is_of_this_boot(job.owner)
+            reason = "the worker died" if counted else "the machine went down"
+            ledger.release(job.id, job.owner, now, now, reason, counted=counted)
             log.warning("job of a dead worker freed", job=job.id, attempt=job.attempt)
 
 

@@ -49,6 +49,11 @@ def is_gone(owner: str) -> bool:
     return boot != boot_id() or started_at(int(pid)) != start
 
 
+def is_of_this_boot(owner: str) -> bool:
+    """Whether the process that :func:`owner_name` named was begun since the machine was started."""
+    return owner.rsplit("/", 3)[1] == boot_id()
+
+
 def boot_id() -> str:
     """What tells this boot of the machine from any other; empty where the system has no such thing."""
     source = Path("/proc/sys/kernel/random/boot_id")

@@ -25,6 +25,7 @@ from typing import IO
 import structlog
 
 from config.settings import Settings
+from engine.bundle import LASTING
 from engine.errors import BundleInvalid, GraphTooLarge, ProviderMissing
 from engine.pipeline import Engine, open_engine
 from engine.session import SessionPolicy
@@ -53,8 +54,8 @@ EXIT_STALLED = 70
 """EX_SOFTWARE of sysexits.h."""
 ENGINE_CACHE = "tensorrt"
 """Folder of the data folder with what TensorRT has built; it may be removed at any time."""
-EXIT_NO_MEMORY = 75
-"""EX_TEMPFAIL of sysexits.h: somebody else has the memory now, so starting again may help."""
+EXIT_NOT_NOW = 75
+"""EX_TEMPFAIL of sysexits.h: memory or disk may be there again when the worker is started again."""
 
 
 class HandedBack(BaseException):
@@ -83,7 +84,7 @@ def digest_of(folder: Path) -> str:
     """What tells one bundle from another: sha256 of its manifest, which holds every file's digest."""
     try:
         return sha256((folder / "bundle.json").read_bytes()).hexdigest()
-    except OSError as error:
+    except LASTING as error:
         raise BundleInvalid(folder, error.strerror or "unreadable") from error
 
 
@@ -319,7 +320,8 @@ def main() -> int:
 def serve(settings: Settings, stopping: Event) -> int:
     """Open everything, work until ``stopping``.
 
-    Ends with 78 where the active models cannot run on this machine, with 75 where memory is full for now.
+    Ends with 78 where the active models cannot run on this machine, with 75 where they cannot for now: memory
+    is full, or the disk does not give them.
     """
     keep_freed_memory()
     root = settings.storage.data_dir
@@ -331,7 +333,10 @@ def serve(settings: Settings, stopping: Event) -> int:
         return EXIT_CONFIG
     except GraphTooLarge as error:
         log.error("no memory for the models", reason=str(error))  # noqa: TRY400 (the machine's, not a bug)
-        return EXIT_NO_MEMORY
+        return EXIT_NOT_NOW
+    except OSError as error:
+        log.error("models cannot be read", reason=error.strerror)  # noqa: TRY400 (the disk's, not a bug)
+        return EXIT_NOT_NOW
     say_ready()
     with Ledger(root / LEDGER_FILE) as ledger:
         Worker(settings, ledger, Spool(root), engines, owner_name(os.getpid()), stopping).run()

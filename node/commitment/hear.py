@@ -60,6 +60,8 @@ STATUSES: Final[dict[int, tuple[str, str]]] = {
 
 MOST_OPEN: Final = 1000
 """Requests of one sender that may wait for their report."""
+MOST_OPEN_BYTES: Final = 64 * 1024**2
+"""What these may take in the ledger: some 800,000 instances."""
 MOST_AT_ONCE: Final = 8
 """Messages that are read at the same time: pynetdicom starts a thread for every report that comes."""
 
@@ -155,7 +157,12 @@ class Commitments:
             return NO_SUCH_ACTION
         named = read(request.ActionInformation, str(event.context.transfer_syntax))
         kept = self._ledger.record_request(
-            calling_ae, named.transaction_uid, named.held, most_open=MOST_OPEN, now=self._clock()
+            calling_ae,
+            named.transaction_uid,
+            named.held,
+            most_open=MOST_OPEN,
+            most_bytes=MOST_OPEN_BYTES,
+            now=self._clock(),
         )
         log.info("commitment requested", instances=len(named.held), kept=kept)
         return SUCCESS if kept else RESOURCE_LIMITATION

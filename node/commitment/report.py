@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from pynetdicom import build_context
@@ -48,8 +49,8 @@ class ReportLane:
         """Report on everything that is due, oldest first, until one report fails or the node stops."""
         self.means.beat()
         means, title = self.means, self.requester.ae_title
-        for request in means.ledger.requests_due(title, means.clock(), means.latest()):
-            outcome = attempt(lambda request=request: self.report(request))  # type: ignore[misc]
+        while request := means.ledger.request_due(title, means.clock(), means.latest()):
+            outcome = attempt(partial(self.report, request))
             if isinstance(outcome, Failure):
                 self.put_off(request, outcome.reason)
                 return

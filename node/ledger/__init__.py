@@ -472,18 +472,28 @@ class Ledger:
         references: Sequence[Reference],
         *,
         most_open: int,
+        most_bytes: int,
         now: float,
     ) -> bool:
-        """Keep a storage commitment that is asked of us; False where ``most_open`` others wait already."""
+        """Keep a storage commitment that is asked of us.
+
+        False where ``most_open`` others of the sender wait already, or this would make it ``most_bytes``.
+        """
         with self._store.writing() as db:
             return commitments.record_request(
-                db, calling_ae, transaction_uid, references, most_open=most_open, now=now
+                db,
+                calling_ae,
+                transaction_uid,
+                references,
+                most_open=most_open,
+                most_bytes=most_bytes,
+                now=now,
             )
 
-    def requests_due(self, calling_ae: str, now: float, latest: float = inf) -> list[Request]:
-        """What this sender asked of us and should hear about now; ``latest`` as for the others."""
+    def request_due(self, calling_ae: str, now: float, latest: float = inf) -> Request | None:
+        """The next thing this sender asked of us and should hear about now; ``latest`` as for the others."""
         with self._store.reading() as db:
-            return commitments.requests_due(db, calling_ae, now, latest)
+            return commitments.request_due(db, calling_ae, now, latest)
 
     def close_request(self, request_id: int, reason: str | None, now: float) -> None:
         """The sender has its report, or with a ``reason`` will not get one."""

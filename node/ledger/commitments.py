@@ -225,45 +225,44 @@ def record_request(
     references: Sequence[Reference],
     *,
     most_open: int,
+    most_bytes: int,
     now: float,
 ) -> bool:
     """Keep what a sender asks; the same transaction again is answered again. False where too much is open."""
+    refs = json.dumps(references)
     waiting = db.execute(
-        "SELECT count(*) AS n FROM request"
+        "SELECT count(*) AS requests, coalesce(sum(length(refs)), 0) AS bytes FROM request"
         " WHERE calling_ae = ? AND transaction_uid <> ? AND closed_at IS NULL",
         (calling_ae, transaction_uid),
-    ).fetchone()["n"]
-    if waiting >= most_open:
+    ).fetchone()
+    if waiting["requests"] >= most_open or waiting["bytes"] + len(refs) > most_bytes:
         return False
     db.execute(
         "INSERT INTO request (calling_ae, transaction_uid, refs, asked_at) VALUES (?, ?, ?, ?)"
         " ON CONFLICT (calling_ae, transaction_uid) DO UPDATE SET refs = excluded.refs,"
         " asked_at = excluded.asked_at, attempt = 0, not_before = 0, closed_at = NULL, reason = NULL",
-        (calling_ae, transaction_uid, json.dumps(references), now),
+        (calling_ae, transaction_uid, refs, now),
     )
     return True
 
 
-def requests_due(db: sqlite3.Connection, calling_ae: str, now: float, latest: float) -> list[Request]:
-    """What this sender asked and should hear about now, oldest first.
+def request_due(db: sqlite3.Connection, calling_ae: str, now: float, latest: float) -> Request | None:
+    """The oldest thing this sender asked and should hear about now.
 
     What was put off beyond ``latest`` was so by a clock that has been set back since.
     """
-    rows = db.execute(
+    row = db.execute(
         "SELECT * FROM request WHERE calling_ae = ? AND closed_at IS NULL"
-        " AND (not_before <= ? OR not_before > ?) ORDER BY id",
+        " AND (not_before <= ? OR not_before > ?) ORDER BY id LIMIT 1",
         (calling_ae, now, latest),
+    ).fetchone()
+    return row and Request(
+        id=row["id"],
+        calling_ae=row["calling_ae"],
+        transaction_uid=row["transaction_uid"],
+        references=tuple(Reference(*pair) for pair in json.loads(row["refs"])),
+        attempt=row["attempt"],
     )
-    return [
-        Request(
-            id=row["id"],
-            calling_ae=row["calling_ae"],
-            transaction_uid=row["transaction_uid"],
-            references=tuple(Reference(*pair) for pair in json.loads(row["refs"])),
-            attempt=row["attempt"],
-        )
-        for row in rows
-    ]
 
 
 def close_request(db: sqlite3.Connection, request_id: int, reason: str | None, now: float) -> None:

@@ -119,19 +119,24 @@ class CompleteLane:
         return answer
 
     def count(self, job: Job, failure: Failure) -> None:
-        """One try that led to nothing: again later, or the series goes on as it is."""
+        """One try that led to nothing: again later, or the series goes on as it is.
+
+        What passes when this machine is well again is no try.
+        """
         if self.means.stopping.is_set():
             return
         asked = self.means.ledger.pull(job.id)
         goes_on = asked is not None and asked.archive == self.archive.name and asked.held is None
-        tries = 1 + (asked.attempt if asked is not None and goes_on else 0)
-        is_final = failure.disposition.action is not Action.RETRY or tries >= self.archive.completes_attempts
+        action, before = failure.disposition.action, asked.attempt if asked is not None and goes_on else 0
+        tries = before if action is Action.WAIT else before + 1
+        is_last = action is Action.RETRY and tries >= self.archive.completes_attempts
+        is_final = is_last or action in {Action.REJECT, Action.PARK}
         facts = {"job": job.id, "archive": self.archive.name, "attempt": tries, "final": is_final}
         log.warning("archive does not complete", **facts, trace=failure.trace)
         if is_final:
             self.close(job, f"{failure.reason}; judged as it is", tries)
             return
-        self.waits[job.id] = self.means.elapsed() + self.means.delay_s(tries)
+        self.waits[job.id] = self.means.elapsed() + self.means.delay_s(max(1, tries))
         self.keep(job, Pull(self.archive.name, tries), failure.reason)
 
     def close(self, job: Job, reason: str, attempt: int = 0) -> None:

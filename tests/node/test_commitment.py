@@ -823,8 +823,9 @@ def test_a_sender_may_ask_from_its_own_addresses_only(site, sender, address, ans
     assert sender.ask(here.scp.port, referring("1.2.1.1")) == answer
 
 
-def test_a_sender_that_asks_too_much_is_told_so(site, sender, monkeypatch):
-    monkeypatch.setattr("node.commitment.hear.MOST_OPEN", 1)
+@pytest.mark.parametrize(("limit", "most"), [("MOST_OPEN", 1), ("MOST_OPEN_BYTES", 60)])
+def test_a_sender_that_asks_too_much_is_told_so(site, sender, monkeypatch, limit, most):
+    monkeypatch.setattr(f"node.commitment.hear.{limit}", most)
     here = site(requesters=(sender.requester(),))
     first, second = referring("1.2.1.1"), referring("1.2.1.1")
     second.TransactionUID = "2.25.2"

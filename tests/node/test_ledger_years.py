@@ -28,9 +28,9 @@ QUESTIONS: dict[str, Callable[[Ledger], object]] = {
     "deliver: it is back": lambda ledger: ledger.hasten("pacs", -1.0),
     "ask: what is due": lambda ledger: ledger.commitments_due("pacs", LATER, LATER),
     "figures: commitments": lambda ledger: ledger.commitments_waiting("pacs"),
-    "report: what is due": lambda ledger: ledger.requests_due("CT", LATER),
+    "report: what is due": lambda ledger: ledger.request_due("CT", LATER),
     "listener: a commitment asked of us": lambda ledger: ledger.record_request(
-        "CT", "2.25.1", [Reference(CT, "1.2")], most_open=100, now=LATER
+        "CT", "2.25.1", [Reference(CT, "1.2")], most_open=100, most_bytes=9999, now=LATER
     ),
     "notes: what is superseded": lambda ledger: ledger.superseded(),
     "receiving: a new slice": lambda ledger: receive(ledger, "9.9", 9, LATER),
@@ -90,8 +90,8 @@ def years(ledger: Ledger, first: int, last: int) -> None:
         unmade = receive(ledger, f"2.{number}", 1, float(number))
         ledger.move(unmade, State.SETTLED, float(number))
         ledger.move(receive(ledger, f"2.{number}", 2, float(number)), State.REJECTED, float(number), "NOT-CT")
-        ledger.record_request("CT", f"2.26.{number}", [], most_open=9, now=1.0)
-        for request in ledger.requests_due("CT", 2.0):
+        ledger.record_request("CT", f"2.26.{number}", [], most_open=9, most_bytes=9, now=1.0)
+        while request := ledger.request_due("CT", 2.0):
             ledger.close_request(request.id, None, 2.0)
 
 

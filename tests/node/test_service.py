@@ -14,7 +14,7 @@ from node import service, watchdog
 from node.ledger import LEDGER_FILE, Ledger, ReceivedInstance
 from node.service import Node, NodeRunning, free_orphans
 from node.states import State
-from node.supervisor import EXIT_CONFIG, owner_name
+from node.supervisor import EXIT_CONFIG, boot_id, owner_name
 from node.watchdog import Pulse
 
 SERVE = (
@@ -165,21 +165,35 @@ def test_a_listener_with_no_place_left_is_not_taken_for_deaf(quick_settings):
             each.close()
 
 
-def test_leases_of_dead_owners_are_free_at_once_and_those_of_the_living_are_kept(tmp_path, new_series):
+def leased(ledger, number, owner):
+    uid = f"1.2.{number}"
+    received = ReceivedInstance(uid, "1", "1", uid, "1.3", "CT", ledger.path.parent / "f", "00", 1)
+    job_id = ledger.record_instance(received, 1.0).job_id
+    ledger.move(job_id, State.SETTLED, 2.0)
+    ledger.move(job_id, State.READY, 3.0)
+    ledger.lease(owner, 4.0, 60.0)
+    return job_id
+
+
+def test_leases_of_dead_owners_are_free_at_once_and_those_of_the_living_are_kept(tmp_path):
     with Ledger(tmp_path / LEDGER_FILE) as ledger:
-        owners = {}
-        for number, owner in ((1, owner_name(os.getpid())), (2, "elsewhere/boot/1/1")):
-            uid = f"1.2.{number}"
-            received = ReceivedInstance(uid, "1", "1", uid, "1.3", "CT", tmp_path / "f", "00", 1)
-            job_id = ledger.record_instance(received, 1.0).job_id
-            ledger.move(job_id, State.SETTLED, 2.0)
-            ledger.move(job_id, State.READY, 3.0)
-            ledger.lease(owner, 4.0, 60.0)
-            owners[job_id] = owner
+        owners = {
+            leased(ledger, number, owner): owner
+            for number, owner in ((1, owner_name(os.getpid())), (2, "elsewhere/boot/1/1"))
+        }
         free_orphans(ledger, 5.0)
         assert {job.id: job.owner for job in ledger.jobs()} == owners
         free_orphans(ledger, 5.0, is_dead=lambda owner: owner.startswith("elsewhere"))
         assert [job.owner for job in ledger.jobs()] == [owners[1], None]
+
+
+@pytest.mark.parametrize(("boot", "attempts"), [(boot_id(), 1), ("before", 0)])
+def test_an_attempt_that_ended_with_the_machine_does_not_count(tmp_path, boot, attempts):
+    with Ledger(tmp_path / LEDGER_FILE) as ledger:
+        job_id = leased(ledger, 1, f"{socket.gethostname()}/{boot}/{2**22}/7")
+        free_orphans(ledger, 5.0)
+        job = ledger.job(job_id)
+        assert (job.owner, job.attempt) == (None, attempts)
 
 
 def spawn(settings, **env):

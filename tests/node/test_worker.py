@@ -1,10 +1,11 @@
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from random import Random
 from threading import Event, Thread
 
@@ -23,7 +24,7 @@ from node.spool import Spool
 from node.states import State
 from node.supervisor import EXIT_CONFIG, on_its_gpu, owner_name
 from node.worker import (
-    EXIT_NO_MEMORY,
+    EXIT_NOT_NOW,
     Engines,
     HandedBack,
     Heartbeat,
@@ -374,7 +375,19 @@ def test_models_without_memory_end_the_process_so_that_it_is_started_again(bench
         raise GraphTooLarge("graph 'denoiser', while it was loaded: CUDA failure 2: out of memory")
 
     monkeypatch.setattr(node_worker, "open_engine", open_engine)
-    assert serve(bench.settings, Event()) == EXIT_NO_MEMORY != EXIT_CONFIG
+    assert serve(bench.settings, Event()) == EXIT_NOT_NOW != EXIT_CONFIG
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "translator.onnx"])
+def test_a_disk_that_fails_for_a_moment_is_no_fault_of_the_models(bench, monkeypatch, name):
+    def fails(path, *rest, **named):
+        if path.name == name:
+            raise OSError(errno.EIO, "Input/output error")
+        return original(path, *rest, **named)
+
+    original = Path.open
+    monkeypatch.setattr(Path, "open", fails)
+    assert serve(bench.settings, Event()) == EXIT_NOT_NOW
 
 
 def test_serving_ends_with_0_when_told_to_stop(bench):

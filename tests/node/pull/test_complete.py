@@ -1,5 +1,7 @@
 """The lane between quiet and settled: what an archive holds more of is fetched; no series waits for ever."""
 
+import errno
+import sqlite3
 import time
 from random import Random
 from threading import Event, Thread
@@ -11,6 +13,8 @@ from pynetdicom import evt
 from pynetdicom.sop_class import ComprehensiveSRStorage
 
 from config.settings import Settings
+from node.errors import DestinationUnreachable
+from node.flow import failure_of
 from node.lane import Means
 from node.ledger import Ledger
 from node.outputs.encoding import to_bytes
@@ -207,6 +211,22 @@ def test_what_can_pass_is_tried_again_and_what_cannot_is_not(holder, bench, new_
     node.later(node.lane())
     assert node.awaited() is goes_on
     assert f"status 0x{status:04X}" in node.notes()[-1]
+
+
+def test_what_passes_when_this_machine_is_well_is_no_try(holder, bench, new_series):
+    node = bench(holder([]).entry(completes="any", completes_attempts=2))
+    node.receive(*new_series(1)[:10])
+    lane, job = node.lane(), node.ledger.job(1)
+    for error in (
+        OSError(errno.EIO, "Input/output error"),
+        sqlite3.OperationalError("database is locked"),
+    ) * 3:
+        lane.count(job, failure_of(error))
+        assert node.awaited()
+    assert node.ledger.pull(1).attempt == 0
+    for goes_on in (True, False):
+        lane.count(job, failure_of(DestinationUnreachable("nobody answered")))
+        assert node.awaited() is goes_on
 
 
 def test_a_retrieve_that_is_refused_counts_and_the_rest_of_the_series_stays(holder, bench, new_series):
