@@ -54,7 +54,10 @@ def words(ds: Dataset, keyword: str) -> list[str]:
     if found is None:
         return []
     several = found if isinstance(found, MultiValue | list | tuple) else [found]
-    return [str(one).strip() for one in several]
+    try:
+        return [str(one).strip() for one in several]
+    except (OSError, *PARSE_ERRORS):  # a sequence in place of text, whose items are parsed only now
+        return []
 
 
 def numbers(ds: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:

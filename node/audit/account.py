@@ -13,6 +13,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from config.settings import Settings, StoreDestination
+from node import tags
 from node.alarm import Alert, AlertKind
 from node.audit.message import (
     APPLICATION,
@@ -252,8 +253,8 @@ def _parts(event: Event) -> tuple[str, str]:
 
 
 def named_in(header: Dataset) -> tuple[str, str]:
-    """Patient ID and name of a header."""
-    return str(header.get("PatientID") or UNKNOWN), str(header.get("PatientName") or "")
+    """Patient ID and name of a header, as far as they can be read: no stranger's value stops the audit."""
+    return tags.text(header, "PatientID") or UNKNOWN, tags.text(header, "PatientName")
 
 
 TOLD: Mapping[State, Callable[[Account, Job, Event], Iterator[Message]]] = {

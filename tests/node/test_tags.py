@@ -47,6 +47,11 @@ def test_what_cannot_be_parsed_is_none_and_no_error() -> None:
     assert tags.number(raw("KVP", "DS", b"much"), "KVP") is None
 
 
+def test_text_that_is_a_sequence_of_broken_items_is_none_and_no_error() -> None:
+    item = bytes.fromhex("feff00e0 0c000000 10002000 4644 0400 31323334")
+    assert tags.text(raw("PatientID", "SQ", item), "PatientID") == ""
+
+
 def test_items_of_what_is_no_sequence_are_none() -> None:
     ds = Dataset()
     ds.PatientID = "17"

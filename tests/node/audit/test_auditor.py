@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from config.settings import Settings
 from node.alarm import Alert, AlertKind
 from node.audit.alarms import EVERY_S, MOST, Alarms
 from node.audit.auditor import Auditor
+from node.filehead import file_head
 from node.ledger import CommitmentAnswer, Ledger, Output, ReceivedInstance, SetAside, SynthesisRecord
 from node.purge import purge_quarantine
 from node.spool import Spool
@@ -251,6 +253,51 @@ def test_a_refusal_for_good_and_the_removal_of_files_are_told_too(
     assert found[-1].findtext("EventIdentification/EventOutcomeDescription") == "pacs refused it"
     patients = [root.findall("ParticipantObjectIdentification")[1] for root in found]
     assert patients[-1].get("ParticipantObjectID") == "unknown"
+
+
+def written_by_a_stranger(path: Path, tag: int, vr: bytes, value: bytes) -> Path:
+    """A file whose element ``tag`` is of this VR and value, beside a sound Patient ID."""
+    elements = {0x00080016: (b"UI", CT.encode() + b"\0"), 0x00100020: (b"LO", b"ID0018"), tag: (vr, value)}
+    data = b"".join(
+        struct.pack("<HH2s", each >> 16, each & 0xFFFF, vr)
+        + struct.pack("<H" if vr != b"SQ" else "<2xL", len(value))
+        + value
+        for each, (vr, value) in sorted(elements.items())
+    )
+    path.write_bytes(file_head(CT, "2.25.5", "1.2.840.10008.1.2.1") + data)
+    return path
+
+
+ITEM_WITH_FOUR_BYTES_OF_FD = bytes.fromhex("feff00e0 0c000000 10002000 4644 0400 31323334")
+
+
+@pytest.mark.parametrize(
+    ("tag", "vr", "value", "patient"),
+    [
+        (0x00100020, b"FD", b"1234", "unknown"),
+        (0x00100020, b"XX", b"1234", "unknown"),
+        (0x00100020, b"SQ", ITEM_WITH_FOUR_BYTES_OF_FD, "unknown"),
+        (0x00100010, b"FD", b"12", "ID0018"),
+    ],
+)
+def test_a_patient_who_cannot_be_read_stops_no_message(
+    ledger: Ledger,
+    tmp_path: Path,
+    file: Path,
+    auditor: Callable[..., Auditor],
+    tag: int,
+    vr: bytes,
+    value: bytes,
+    patient: str,
+) -> None:
+    one = auditor(to_file=True)
+    journey(ledger, written_by_a_stranger(tmp_path / "hostile", tag, vr, value))
+    journey(ledger, file, number=2)
+    one.write()
+    patients = [root.findall("ParticipantObjectIdentification")[1] for root in written(tmp_path)]
+    told = [[each.get("ParticipantObjectID"), each.findtext("ParticipantObjectName")] for each in patients]
+    assert told == [[patient, ""]] * 5 + [["ID0017", "DOE^JANE"]] * 5
+    assert one.troubles()["written"] == ""
 
 
 def supersede(ledger: Ledger, path: Path) -> None:
