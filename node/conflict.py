@@ -1,14 +1,16 @@
 """Two files under one SOP Instance UID: what the second says otherwise than the first.
 
 Nothing is decoded. Pixels are compared as they are encoded, and of the headers what turns these pixels into
-HU at places in the patient: with another slope or position the same pixels are another image. In another
-series it is another instance whatever it says: a UID is of one instance alone (PS3.5 9).
+HU at places in the patient: with another slope or position the same pixels are another image. Functional
+groups, which say it of frames, are compared as they are encoded too: written otherwise they count as others.
+In another series it is another instance whatever it says: a UID is of one instance alone (PS3.5 9).
 """
 
 from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Collection
 from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -17,8 +19,10 @@ from node.header import DEFLATED, HeaderRefused, values_of
 
 PIXEL_DATA: Final = b"\xe0\x7f\x10\x00"
 """The tag (7FE0,0010) in little endian."""
+FUNCTIONAL_GROUPS: Final = (b"\x00\x52\x29\x92", b"\x00\x52\x30\x92")
+"""The tags (5200,9229) and (5200,9230) in little endian: HU and places of frames (PS3.3 C.7.6.16)."""
 UNSEEN: Final = DEFLATED | {"1.2.840.10008.1.2.2"}
-"""Transfer syntaxes in which this tag cannot be seen: deflated ones and big endian."""
+"""Transfer syntaxes in which these tags cannot be seen: deflated ones and big endian."""
 COMPARED_BYTES: Final = 1024 * 1024
 
 NUMBERS: Final = frozenset(
@@ -69,6 +73,8 @@ def difference(first: Path, first_syntax: str, second: Path, second_syntax: str)
     """What differs between two files of this node, each in its transfer syntax; raises OSError."""
     if not UNSEEN.isdisjoint({first_syntax, second_syntax}) or not has_same_pixels(first, second):
         return Difference.PIXELS
+    if not has_same_end(first, second, FUNCTIONAL_GROUPS):
+        return Difference.MEANING
     meant = meaning_of(first, first_syntax)
     is_same = meant is not None and meant == meaning_of(second, second_syntax)
     return Difference.WORDS if is_same else Difference.MEANING
@@ -80,8 +86,13 @@ def has_same_pixels(one: Path, other: Path) -> bool:
     Nothing is decoded: other compression counts as other pixels. An icon's pixels may be met first; what
     follows them then has to be the same too.
     """
+    return has_same_end(one, other, (PIXEL_DATA,))
+
+
+def has_same_end(one: Path, other: Path, tags: Collection[bytes]) -> bool:
+    """Whether two files are the same from the first of these tags on, or both have none of them."""
     with one.open("rb") as first, other.open("rb") as second:
-        found = [_seek_pixels(first), _seek_pixels(second)]
+        found = [_seek(file, tags) for file in (first, second)]
         if not all(found):
             return not any(found)
         while piece := first.read(COMPARED_BYTES):
@@ -115,9 +126,9 @@ def _numbers(value: bytes) -> object:
         return text
 
 
-def _seek_pixels(file: BinaryIO) -> bool:
-    """Move to the first Pixel Data tag, little endian; False where there is none."""
+def _seek(file: BinaryIO, tags: Collection[bytes]) -> bool:
+    """Move to where the first of these tags may lie; False where there is none."""
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-        place = whole.find(PIXEL_DATA)
-    file.seek(max(0, place))
-    return place >= 0
+        places = [place for tag in tags if (place := whole.find(tag)) >= 0]
+    file.seek(min(places, default=0))
+    return bool(places)

@@ -15,6 +15,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     CTImageStorage,
+    EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     KeyObjectSelectionDocumentStorage,
@@ -48,8 +49,8 @@ class Node:
     def send(self, *instances: Dataset) -> list[int]:
         """Statuses of the instances, sent in this order over one association."""
         ae = AE("SENDER")
-        for syntax in {ds.file_meta.TransferSyntaxUID for ds in instances}:
-            ae.add_requested_context(CTImageStorage, syntax)
+        for context in {(ds.SOPClassUID, ds.file_meta.TransferSyntaxUID) for ds in instances}:
+            ae.add_requested_context(*context)
         assoc = ae.associate("127.0.0.1", self.scp.port, ae_title="S2NODE")
         assert assoc.is_established
         answers = [int(assoc.send_c_store(ds).Status) for ds in instances]
@@ -251,6 +252,30 @@ def placed(number: int, **values: object) -> Dataset:
         "ImageOrientationPatient": ["1", "0", "0", "0", "1", "0"],
     }
     return ct(number, **{**given, **values})
+
+
+def enhanced(slope: str = "1", z_mm: str = "0", **values: object) -> Dataset:
+    """One instance of Enhanced CT: what makes HU of its frame is shared, its place is the frame's."""
+    ds = ct(1, SOPClassUID=EnhancedCTImageStorage, NumberOfFrames=1, **values)
+    ds.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    transformation, plane, shared, frame = (Dataset() for _ in range(4))
+    transformation.RescaleIntercept, transformation.RescaleSlope = "-1024", slope
+    plane.ImagePositionPatient = ["0", "0", z_mm]
+    shared.PixelValueTransformationSequence, frame.PlanePositionSequence = [transformation], [plane]
+    ds.SharedFunctionalGroupsSequence, ds.PerFrameFunctionalGroupsSequence = [shared], [frame]
+    return ds
+
+
+@pytest.mark.parametrize("lacking", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"])
+def test_the_same_frames_with_other_hu_or_geometry_are_set_aside_with_a_warning(
+    node: Node, lacking: str
+) -> None:
+    without = enhanced()
+    delattr(without, lacking)
+    others = [enhanced(slope="3"), enhanced(z_mm="250"), without]
+    assert node.send(enhanced(), *others, enhanced(PatientName="DOE^JOAN")) == [0, *[COERCED] * 3, 0]
+    reasons = [aside.reason for aside in node.ledger.set_aside()]
+    assert sorted(reasons) == [Difference.WORDS, *[Difference.MEANING] * 3]
 
 
 def test_the_same_pixels_in_another_compression_count_as_others_since_nothing_is_decoded(node: Node) -> None:
