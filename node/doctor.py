@@ -25,7 +25,7 @@ from node import certificates, scu, watchdog
 from node.audit import syslog, trail
 from node.commitment.report import peer_of
 from node.errors import NodeError
-from node.ledger import LEDGER_FILE
+from node.ledger import LEDGER_FILE, notes
 from node.ledger.schema import MIGRATIONS, version_of
 from node.models import ModelStore
 from node.pull.query import FIND, GET, MOVE, conversation
@@ -106,11 +106,23 @@ def _ledger(settings: Settings, _now: float) -> Found:
         if version < len(MIGRATIONS):
             yield Level.WARNING, f"schema version {version}", "nothing: the next start brings it up to date"
         parked = db.execute("SELECT count(*) FROM job WHERE state = 'PARKED'").fetchone()[0]
+        gone = _gone(settings, db) if version == len(MIGRATIONS) else {}
+    for name, jobs in gone.items():
+        what = (
+            f"results of {jobs} jobs are at {name}, which the settings do not name: they cannot be recalled"
+        )
+        yield Level.WARNING, what, f"add [[destinations]] of the name {name}; see the runbook, Recall"
     if parked:
         cure = "s2node jobs list --state PARKED, mend the cause, s2node jobs retry --parked"
         yield Level.WARNING, f"{parked} jobs are parked", cure
-    if version == len(MIGRATIONS) and not parked:
+    if version == len(MIGRATIONS) and not parked and not gone:
         yield Level.OK, f"schema version {version}, no job is parked", ""
+
+
+def _gone(settings: Settings, db: sqlite3.Connection) -> dict[str, int]:
+    """Destinations of old that results are at, and of how many jobs."""
+    names = {each.name for each in settings.destinations}
+    return {name: jobs for name, jobs in notes.places(db).items() if name not in names}
 
 
 def _clock(settings: Settings, now: float) -> Found:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -65,7 +67,7 @@ def recall(
         err.print(
             f"{model} is still active and goes on making results: activate another model and run it again"
         )
-    failed = False
+    failed = 0
     rows: list[dict[str, Any]] = []
     with open_ledger(settings) as ledger:
         retractor = Retractor(settings, ledger, Spool(settings.storage.data_dir), time.time)
@@ -73,15 +75,15 @@ def recall(
             ledger.revoke_leases(time.time(), f"begun anew: model {model} is recalled")
         for found in retractor.find(model, moment_of(since)):
             rows.append(_row(found))
-            if not dry_run:
-                failed = not _recall(retractor, found, model, reason, rows[-1]) or failed
+            step = _look if dry_run else partial(_recall, model=model, reason=reason, row=rows[-1])
+            failed += not _succeeds(step, retractor, found)
     if as_json:
         show_rows(rows)
     else:
         show_table(
             ("job", "state", "series", "instances", "destinations", "note"), [_cells(row) for row in rows]
         )
-        say(f"{len(rows)} jobs; nothing was recalled" if dry_run else f"{len(rows)} jobs recalled")
+        say(f"{len(rows)} jobs; nothing was recalled" if dry_run else f"{len(rows) - failed} jobs recalled")
     if failed:
         raise typer.Exit(FAILED)
 
@@ -94,19 +96,28 @@ def is_active(settings: Settings, model: str) -> bool:
     return False
 
 
-def _recall(retractor: Retractor, found: Found, model: str, reason: Reason, row: dict[str, Any]) -> bool:
-    """Recall one job and say so in its row; False where it could not be."""
+def _succeeds(step: Callable[[Retractor, Found], None], retractor: Retractor, found: Found) -> bool:
+    """Whether the step could be done with one job; where not, why is said."""
     try:
-        made = retractor.recall(found, model, reason)
+        step(retractor, found)
     except NodeError as error:
-        err.print(f"job {found.job.id}: {error}")
+        err.print(f"job {found.job.id}: {error}", markup=False)
         return False
+    return True
+
+
+def _look(retractor: Retractor, found: Found) -> None:
+    """What of a recall can be seen beforehand."""
+    retractor.require_destinations(found.job)
+
+
+def _recall(retractor: Retractor, found: Found, *, model: str, reason: Reason, row: dict[str, Any]) -> None:
+    """Recall one job and say so in its row."""
+    made = retractor.recall(found, model, reason)
     if made is None:
-        err.print(f"job {found.job.id}: it changed meanwhile; run the command again")
-        return False
+        raise NodeError("it changed meanwhile; run the command again")
     row["note"] = made.note_id
     row["state"] = retractor.ledger.job(found.job.id).state
-    return True
 
 
 def _row(found: Found) -> dict[str, Any]:

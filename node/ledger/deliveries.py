@@ -45,7 +45,7 @@ PENDING = (
 
 HELD_UP = (
     "EXISTS (SELECT 1 FROM job AS old JOIN output ON output.job_id = old.id"
-    " JOIN delivery AS went ON went.job_id = old.id AND went.destination = :destination"
+    " JOIN delivery AS went ON went.job_id = old.id"
     " LEFT JOIN rejected ON rejected.output_id = output.id"
     " WHERE old.series_instance_uid = job.series_instance_uid AND old.generation < job.generation"
     " AND old.state = 'SUPERSEDED' AND went.started_at IS NOT NULL"
@@ -55,7 +55,10 @@ HELD_UP = (
     " AND told.state IN ('BUILT', 'PARKED') AND NOT EXISTS (SELECT 1 FROM delivered"
     f" WHERE delivered.output_id = note.id AND delivered.destination = :destination AND {ACCEPTED}))))"
 )
-"""Whether ``:destination`` may still show an earlier result of the series: the rejection note comes first."""
+"""Whether an earlier result of the series may still be shown: the rejection note comes first.
+
+Where it was not written yet this holds for every destination: the archive may have another name by now.
+"""
 
 
 def due(db: sqlite3.Connection, destination: str, now: float, latest: float) -> list[sqlite3.Row]:

@@ -62,6 +62,17 @@ def went_to(db: sqlite3.Connection, job_id: int) -> list[str]:
     return [row["destination"] for row in rows]
 
 
+def places(db: sqlite3.Connection) -> dict[str, int]:
+    """Destinations that results went to which can still be rejected, and of how many jobs."""
+    rows = db.execute(
+        "SELECT destination, count(*) FROM delivery JOIN job ON job.id = delivery.job_id"
+        " WHERE started_at IS NOT NULL AND job.rejects IS NULL"
+        f" AND EXISTS (SELECT 1 FROM output WHERE output.job_id = job.id AND {LIVE})"
+        f" AND {NAMEABLE.format(job='job')} GROUP BY destination ORDER BY destination"
+    )
+    return dict(rows)
+
+
 def reject(
     db: sqlite3.Connection,
     job_id: int,

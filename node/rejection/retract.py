@@ -33,6 +33,16 @@ class NobodyKnown(NodeError):
     """No file of the job is left that says whose it is."""
 
 
+class DestinationGone(NodeError):
+    """The job went to a destination that the settings do not name: nobody could tell it of a rejection."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(
+            f"its results went to {', '.join(names)}, and the settings do not name that destination: "
+            "add [[destinations]] of that name"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """A job that a recall takes back: its live outputs of the model's phases, and where it went."""
@@ -76,8 +86,9 @@ class Retractor:
     ) -> Rejection | None:
         """Write a note on these outputs of the job and record it; None where they changed meanwhile.
 
-        Raises NobodyKnown where nothing is left that names patient and study.
+        Raises NobodyKnown where nothing is left that names patient and study, and DestinationGone.
         """
+        self.require_destinations(job)
         now = self.clock()
         created = datetime.fromtimestamp(now, UTC).astimezone()
         context = context_of(self.settings, generation=job.generation, created=created)
@@ -99,6 +110,12 @@ class Retractor:
                 self.spool.remove(note.path)
             log.warning("result rejected", job=job.id, note=made.note_id, instances=len(outputs))
         return made
+
+    def require_destinations(self, job: Job) -> None:
+        """Raise DestinationGone where the job went to one that the settings do not name."""
+        names = {each.name for each in self.settings.destinations}
+        if gone := [name for name in self.ledger.went_to(job.id) if name not in names]:
+            raise DestinationGone(gone)
 
     def identity(self, job: Job) -> bytes:
         """Patient and study of the job, from a file it made or received, or from what a purge kept."""

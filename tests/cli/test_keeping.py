@@ -108,6 +108,19 @@ def test_a_recall_that_cannot_say_whose_a_job_is_fails_and_names_the_job(
     assert ledger.job(job).state is State.DELIVERED
 
 
+def test_a_recall_from_a_destination_that_the_settings_do_not_name_fails_and_leaves_the_result_live(
+    run: Callable[..., object], config: Path, ledger: Ledger, job: int
+) -> None:
+    config.write_text(config.read_text(encoding="utf-8").replace('"there"', '"elsewhere"'), encoding="utf-8")
+    named = ("recall", "--model", "m-1", "--since", "1970-01-01", "-c", config)
+    for arguments in ([*named, "--dry-run"], named):
+        ran = run(*arguments)
+        assert ran.code == 1 and f"job {job}: its results went to there" in ran.err
+    assert "0 jobs recalled" in ran.out
+    assert ledger.job(job).state is State.DELIVERED
+    assert [each.id for each in ledger.made_by("m-1", 0.0)] == [job]
+
+
 def test_the_quarantine_is_listed_with_its_job_and_purged_when_that_is_said(
     run: Callable[..., object], config: Path, ledger: Ledger, job: int
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 from config.settings import Settings
 from node.archive import Archive
 from node.doctor import CHECKS, CURES, Finding, Level, check, examine
-from node.ledger import LEDGER_FILE, Ledger, ReceivedInstance
+from node.ledger import LEDGER_FILE, Ledger, Output, ReceivedInstance
 from node.ledger.schema import MIGRATIONS
 from node.scp import Scp
 from node.spool import Spool
@@ -118,6 +118,30 @@ def test_a_ledger_of_another_version_is_named(
     one = settings()
     edit(one, f"PRAGMA user_version = {version}")
     assert levels(found(one)["ledger"]) == {level}
+
+
+def test_a_destination_of_old_that_results_are_at_is_named(
+    settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    one = settings(destinations=[{"kind": "folder", "name": "new", "path": tmp_path}])
+    with Ledger(one.storage.data_dir / LEDGER_FILE) as ledger:
+        received = ReceivedInstance("1", "1", "1", "1", "1", "CT", tmp_path / "1", "00", 1)
+        job_id = ledger.record_instance(received, NOW).job_id
+        for state in (State.SETTLED, State.READY):
+            ledger.move(job_id, state, NOW)
+        ledger.lease("w", NOW, 60.0)
+        output = Output(job_id, "venous", "ct_series", "2.25.5", "2.25.5.1", "1", tmp_path / "2", "00")
+        ledger.record_built(job_id, "w", [output], [], ["old", "older", "new"], now=NOW)
+        for name in ("old", "new"):
+            ledger.begin_delivery(job_id, name, NOW)
+        [finding] = check("ledger", one, NOW)
+        assert finding.level is Level.WARNING
+        assert finding.what.startswith("results of 1 jobs are at old,")
+        note = Output(0, "", "rejection_note", "2.25.9", "2.25.9.1", "1", tmp_path / "3", "00")
+        ledger.reject(
+            job_id, ["2.25.5.1"], note, destinations=["old"], calling_ae="S", reason="", recall=True, now=NOW
+        )
+        assert levels(check("ledger", one, NOW)) == {Level.OK}
 
 
 @pytest.mark.parametrize(("share", "words"), [(1.2, "new series get 0xA700"), (1.8, "must stay free")])

@@ -23,7 +23,7 @@ from node.outputs.encoding import to_bytes
 from node.purge import purge
 from node.rejection.lane import NotesLane
 from node.rejection.note import KIND, Reason
-from node.rejection.retract import NobodyKnown, Retractor
+from node.rejection.retract import DestinationGone, NobodyKnown, Retractor
 from node.spool import Spool
 from node.states import State
 
@@ -46,6 +46,10 @@ class Bench:
         self.ledger = Ledger(root / "ledger.sqlite3")
         self.now = 1000.0
         self.on_beat: Callable[[], None] = lambda: None
+        self.begin()
+
+    def begin(self) -> None:
+        """As a node that starts with the settings of now."""
         self.retractor = Retractor(self.settings, self.ledger, self.spool, lambda: self.now)
         self.notes = NotesLane(self.means(), self.retractor.announce)
 
@@ -257,6 +261,39 @@ def test_a_note_goes_only_where_the_old_result_went(store_peer, start) -> None:
     bench.notes.run()
     [note] = [job for job in bench.ledger.jobs() if job.rejects is not None]
     assert [each.destination for each in bench.ledger.deliveries(note.id)] == ["pacs0"]
+
+
+def test_a_result_at_a_destination_that_is_no_longer_named_is_not_taken_for_rejected(
+    store_peer, start
+) -> None:
+    peer = store_peer(sop_classes=BOTH)
+    bench = start(peer)
+    old, _ = bench.result()
+    bench.deliver()
+    renamed = [each.model_copy(update={"name": "pacs"}) for each in bench.settings.destinations]
+    named, bench.settings = bench.settings, bench.settings.model_copy(update={"destinations": tuple(renamed)})
+    bench.begin()
+    with pytest.raises(DestinationGone, match="pacs0"):
+        bench.recall()
+    new = bench.receive(2)
+    bench.build(new)
+    with capture_logs() as logs:
+        for _ in range(60):
+            bench.notes.run()
+            bench.deliver()
+            bench.now += 1
+    words = [line["reason"] for line in logs if line["event"] == "rejection note not written"]
+    assert len(words) < 5, "with the waits of [retry]"
+    assert all("pacs0" in each for each in words) and words
+    assert (len(peer.received), bench.state(new)) == (2, State.BUILT), "perhaps it is the same archive"
+    assert bench.ledger.live_outputs(old) != []
+    bench.settings = named.model_copy(update={"destinations": (*named.destinations, *renamed)})
+    bench.begin()
+    bench.notes.run()
+    bench.deliver()
+    bench.deliver()
+    assert titles(peer.received) == ["CT", "CT", "113001", "CT", "CT"]
+    assert bench.state(new) is State.DELIVERED
 
 
 def test_a_recall_takes_back_what_the_model_made_and_nothing_else(store_peer, start) -> None:
