@@ -139,7 +139,7 @@ class ListenSettings(Frozen):
     max_associations_per_address: int = Field(default=20, ge=1, le=1000)
     """Associations one address may have open, and connections of it that have not asked for one yet."""
     max_associations_per_ae_title: int = Field(default=10, ge=1, le=1000)
-    """Associations one calling AE title may have open."""
+    """Associations one calling AE title may have open from one address."""
     max_pdu_bytes: int = Field(default=131_072, ge=4096, le=4_194_304)
     """Largest protocol data unit accepted, in bytes."""
     max_in_flight_bytes: int = Field(default=2 * GIB, ge=1024 * 1024)

@@ -102,7 +102,10 @@ class AllowList:
 
 
 class Slots:
-    """Associations that are open, by peer, so that one peer cannot have them all."""
+    """Associations that are open, by peer, so that one peer cannot have them all.
+
+    A title is counted at its address: anybody may call himself what another is called.
+    """
 
     def __init__(self, listen: ListenSettings) -> None:
         self._most_of_address = listen.max_associations_per_address
@@ -115,11 +118,11 @@ class Slots:
         title = calling.strip()
         with self._guard:
             self._held = {one: peer for one, peer in self._held.items() if one.is_alive()}
-            addresses = [each for each, _ in self._held.values()]
-            titles = [each for _, each in self._held.values()]
+            peers = list(self._held.values())
+            addresses = [each for each, _ in peers]
             if (
                 addresses.count(address) >= self._most_of_address
-                or titles.count(title) >= self._most_of_title
+                or peers.count((address, title)) >= self._most_of_title
             ):
                 return REJECTIONS["full"]
             self._held[assoc] = (address, title)

@@ -90,11 +90,18 @@ def alive() -> Iterator[Callable[[], Thread]]:
 
 def test_one_peer_cannot_have_every_association(alive: Callable[[], Thread]) -> None:
     slots = Slots(ListenSettings(max_associations_per_address=3, max_associations_per_ae_title=2))
-    asked = [("CT1", "10.1.1.1"), ("CT1 ", "10.1.1.2"), ("CT1", "10.1.1.3")]
+    asked = [("CT1", "10.1.1.1"), ("CT1 ", "10.1.1.1"), ("CT1", "10.1.1.1")]
     given = [slots.rejection(alive(), calling=title, address=address) for title, address in asked]
     assert given == [None, None, REJECTIONS["full"]]
-    given = [slots.rejection(alive(), calling=f"MR{n}", address="10.1.1.1") for n in range(3)]
+    given = [slots.rejection(alive(), calling=f"MR{n}", address="10.1.1.1") for n in range(2)]
+    assert given == [None, REJECTIONS["full"]]
+
+
+def test_nobody_is_shut_out_by_another_who_uses_his_title(alive: Callable[[], Thread]) -> None:
+    slots = Slots(ListenSettings(max_associations_per_ae_title=2))
+    given = [slots.rejection(alive(), calling="CT1", address="10.1.1.66") for _ in range(3)]
     assert given == [None, None, REJECTIONS["full"]]
+    assert slots.rejection(alive(), calling="CT1", address="10.1.1.5") is None
 
 
 def test_a_slot_is_free_when_its_association_has_ended() -> None:
