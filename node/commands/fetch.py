@@ -100,8 +100,7 @@ def require_listener(settings: Settings, archive: ArchivePeer) -> None:
 
 def _receiver(settings: Settings, ledger: Ledger) -> Callable[[Arrival], Answer]:
     storage = settings.storage
-    spool = Spool(storage.data_dir, storage.min_free_bytes)
-    return Receiver(spool, ledger, storage.max_instance_bytes, time.time).take
+    return Receiver(Spool.of(storage), ledger, storage.max_instance_bytes, time.time).take
 
 
 def _fetch_all(

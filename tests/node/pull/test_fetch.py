@@ -7,10 +7,11 @@ from typer.testing import CliRunner
 
 from config.settings import Settings
 from node.cli import app
-from node.errors import NodeError
+from node.errors import DestinationUnreachable, NodeError
 from node.ledger import LEDGER_FILE, Ledger, Output, ReceivedInstance
 from node.pull.fetch import NotListed
 from node.pull.retrieve import MOST_NAMED, Wanted, identifier_of
+from node.spool import Spool
 from node.states import State
 
 
@@ -20,10 +21,12 @@ def node(tmp_path):
     folder = tmp_path / "data"
     Ledger(folder / LEDGER_FILE).close()
 
-    def write(*archives, port=1):
+    def write(*archives, port=1, min_free_bytes=0):
         settings = Settings.model_validate({"archives": archives})
         data_dir = json.dumps(str(folder))
-        lines = [f"[listen]\nport = {port}\n[storage]\ndata_dir = {data_dir}\nmin_free_bytes = 0"]
+        lines = [
+            f"[listen]\nport = {port}\n[storage]\ndata_dir = {data_dir}\nmin_free_bytes = {min_free_bytes}"
+        ]
         for archive in settings.model_dump(mode="json")["archives"]:
             lines.append("[[archives]]")
             lines += [f"{key} = {json.dumps(value)}" for key, value in archive.items()]
@@ -65,6 +68,15 @@ def test_what_cannot_be_sent_is_counted_and_the_command_fails(holder, node, new_
     again = fetch(config, "2.25.77.1.1", "--study", "2.25.77.1")
     assert again.exit_code == 0
     assert peer.asked == ["SERIES", "IMAGE"], "the second time only what is missing is asked for"
+
+
+def test_on_a_disk_that_fills_up_no_new_series_is_begun(holder, node, new_series):
+    peer = holder(new_series(1))
+    least = int(Spool(node.ledger.parent).free_bytes() / 1.25)
+    ran = fetch(node(peer.entry(retrieve="get"), min_free_bytes=least), "2.25.77.1")
+    assert isinstance(ran.exception, DestinationUnreachable), "the archive says that nothing could be sent"
+    with Ledger(node.ledger) as ledger:
+        assert ledger.jobs() == []
 
 
 def test_series_that_this_node_made_are_not_fetched(holder, node, new_series, tmp_path):
