@@ -5,20 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydicom.uid import CTImageStorage
+from pynetdicom.sop_class import Verification
 
+from config.settings import ArchivePeer
 from node import private
 from node.commitment import hear, wire
 from node.destinations.answer import STORE_STATUSES
+from node.ledger import Output
 from node.outputs import OUTPUTS
 from node.outputs.enhancement_map import LARGEST_STORED, OFFSET_HU
 from node.outputs.phases import PHASE_STYLES
 from node.peers import REJECTIONS
 from node.pull.answer import RETRIEVE_STATUSES
+from node.pull.query import contexts_of
 from node.receive import STATUSES
+from node.rejection.note import Grounds, Reason, identity_of, make_note
 from node.scp import CT_CLASSES, PREFERRED_SYNTAXES
 from node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 PAGE = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text(encoding="utf-8")
+PROPOSED = PAGE.partition("| abstract syntax |")[2].partition("\n\n")[0]
 
 
 def test_our_implementation_is_named():
@@ -29,6 +36,38 @@ def test_our_implementation_is_named():
 @pytest.mark.parametrize("name", CT_CLASSES.values())
 def test_every_class_the_node_is_for_is_named(name):
     assert name in PAGE
+
+
+def is_proposed(uid):
+    """Whether the page says that the node sends instances of this class: in the overview and as a context."""
+    overview = next(line for line in PAGE.splitlines() if line.startswith(f"| Transfer | {uid.name}"))
+    return overview.split("|")[3].startswith(" yes") and f"| {uid.name} | {uid} |" in PROPOSED
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_the_class_of_every_kind_of_output_is_proposed(kit, kind):
+    series = kit.source()
+    made = OUTPUTS[kind](series, kit.synthesis(series), kit.context())
+    assert all(is_proposed(ds.SOPClassUID) for ds in made)
+
+
+def test_the_class_of_rejection_notes_is_proposed(kit):
+    file = kit.files()[0]
+    rejected = Output(1, "venous", "ct_series", "1.2", "1.2.3", CTImageStorage, file, "")
+    note = make_note(identity_of(file), [rejected], Grounds(Reason.SAFETY, "A test."), kit.context())
+    assert is_proposed(note.SOPClassUID)
+
+
+@pytest.mark.parametrize("retrieve", ["move", "get"])
+def test_every_class_that_is_proposed_to_an_archive_is_named(retrieve):
+    archive = ArchivePeer(name="archive", host="there", ae_title="ARCHIVE", retrieve=retrieve)
+    for uid in {str(context.abstract_syntax) for context in contexts_of(archive)}:
+        assert CT_CLASSES.get(uid, f"({uid})") in PAGE
+
+
+def test_the_classes_of_storage_commitment_and_of_a_probe_are_named():
+    assert f"({wire.PUSH_MODEL})" in PAGE
+    assert f"| Verification | {Verification} |" in PROPOSED
 
 
 @pytest.mark.parametrize("uid", PREFERRED_SYNTAXES)
