@@ -1,7 +1,8 @@
 """One case as a tar, for support: received files, results, what the ledger knows, the settings.
 
 Names in the tar are numbers. With ``deidentify`` files go through the profile of `node/deidentify.py`, UIDs
-in the ledger's rows are replaced by the same ones, and times are seconds since the job began.
+in the ledger's rows are replaced by the same ones, times are seconds since the job began, and workers have no
+host.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from config.settings import Settings
-from node.deidentify import NotDeidentified, deidentified, pseudonyms
+from node.deidentify import NotDeidentified, Pseudonyms, deidentified, pseudonyms
 from node.ledger import Ledger
 from node.ledger.moves import EXPORTED_CODE
+from node.supervisor import OWNER
 from node.users import user_of
 
 LEFT_OUT: Final = "(left out)"
@@ -77,8 +79,8 @@ def write_case(
                     continue
                 _add(tar, name, data, now)
                 case.files += 1
-            facts = json.dumps(_facts(ledger, job_id, case, deidentify), indent=1, default=str)
-            _add(tar, "case.json", (new.text(facts) if deidentify else facts).encode(), now)
+            facts = _facts(ledger, job_id, case, new if deidentify else None)
+            _add(tar, "case.json", json.dumps(facts, indent=1, default=str).encode(), now)
             _add(tar, "settings.json", json.dumps(log_safe(settings), indent=1, default=str).encode(), now)
         ledger.record_export(job_id, user_of(os.getuid()), now, with_patient=not deidentify)
         part.rename(target)
@@ -118,8 +120,11 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes, now: float) -> None:
     tar.addfile(entry, io.BytesIO(data))
 
 
-def _facts(ledger: Ledger, job_id: int, case: Case, deidentify: bool) -> dict[str, Any]:
-    """The rows of the ledger that are about the job; no paths, and not who exported it before."""
+def _facts(ledger: Ledger, job_id: int, case: Case, new: Pseudonyms | None) -> dict[str, Any]:
+    """The rows of the ledger that are about the job; no paths, and not who exported it before.
+
+    With ``new`` they name nobody: see the module.
+    """
     job = ledger.job(job_id)
     rows: dict[str, Any] = {
         "job": asdict(job),
@@ -132,11 +137,13 @@ def _facts(ledger: Ledger, job_id: int, case: Case, deidentify: bool) -> dict[st
         "quarantine": [asdict(each) for each in ledger.set_aside() if each.job_id == job_id],
         "events": [asdict(each) for each in ledger.events(job_id) if each.code != EXPORTED_CODE],
     }
-    rows = _shown(rows, job.created_at if deidentify else 0.0)
+    rows = _shown(rows, 0.0 if new is None else job.created_at)
+    if new is not None:
+        rows = _nameless(rows, new)
     return {
         "version": version("s2node"),
         "system": platform.platform(),
-        "deidentified": deidentify,
+        "deidentified": new is not None,
         "files": case.files,
         "left_out": case.left_out,
         **rows,
@@ -154,6 +161,17 @@ def _shown_one(key: str, value: Any, began: float) -> Any:
     if (key in TIME_KEYS or key.endswith("_at")) and isinstance(value, float) and value and began:
         return round(value - began, 3)
     return _shown(value, began)
+
+
+def _nameless(value: Any, new: Pseudonyms, key: str = "") -> Any:
+    """Rows in which new UIDs stand for old ones, and no worker is called after its host."""
+    if isinstance(value, dict):
+        return {key: _nameless(each, new, key) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_nameless(each, new, key) for each in value]
+    if not isinstance(value, str):
+        return value
+    return new.uid(value) if key.endswith("_uid") else new.text(OWNER.sub(rf"{LEFT_OUT}\1", value))
 
 
 def log_safe(settings: Settings) -> dict[str, Any]:

@@ -41,10 +41,11 @@ class Pseudonyms:
         self._uids = uids
 
     def text(self, text: str) -> str:
-        """``text`` with every UID replaced but those of the standard."""
-        return UID.sub(lambda found: self._of(found[0]), text)
+        """``text`` with every UID replaced but those of one or two parts, which look like numbers."""
+        return UID.sub(lambda found: self.uid(found[0]), text)
 
-    def _of(self, uid: str) -> str:
+    def uid(self, uid: str) -> str:
+        """What stands for ``uid``, whatever it looks like: itself for those of the standard."""
         return uid if uid.startswith(STANDARDS_ROOT) else str(profile.get_UID(uid))
 
 

@@ -7,6 +7,7 @@ gets its settings as one line on standard input; that pipe stays open, and its e
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
+from typing import Final
 
 import structlog
 
@@ -34,6 +36,10 @@ LONGEST_WAIT_S = 60.0
 STEADY_S = 60.0
 """A worker that lived this long was well; its next death starts the waits from the beginning."""
 POLL_S = 0.1
+
+
+OWNER: Final = re.compile(r"[^\s/]+(/[^\s/]*/\d+/\w+)")
+"""A name of :func:`owner_name` within a text: its host, and the rest."""
 
 
 def owner_name(pid: int) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import tarfile
+from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from node.ledger import JobUnknown, Ledger, ReceivedInstance, SetAside
 from node.ledger.moves import EXPORTED_CODE
 from node.outputs.encoding import to_bytes
 from node.spool import Spool
+from node.states import State
+from node.supervisor import owner_name
 from node.users import user_of
 
 PATIENT = ("DOE", "JANE", "ID0017", "19511224", "HOUSE", "ACC9", "20260102")
@@ -129,6 +132,30 @@ def test_a_case_without_its_patient_names_nobody_and_stays_together(ledger: Ledg
     assert (
         dcmread(BytesIO(contents(again)["received/00001.dcm"])).SeriesInstanceUID != first.SeriesInstanceUID
     )
+
+
+def test_uids_of_any_form_and_hosts_are_replaced_in_the_rows_of_a_case_without_its_patient(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    received = ReceivedInstance(
+        "12345.9", CTImageStorage, "1.2.840.10008.1.2.1", "12345.678", "12345", "CT", tmp_path / "gone", "", 0
+    )
+    job_id = ledger.record_instance(received, 12.0).job_id
+    ledger.move(job_id, State.SETTLED, 13.0)
+    ledger.move(job_id, State.READY, 13.0)
+    owner = owner_name(os.getpid())
+    ledger.lease(owner, 14.0, 60.0)
+    write_case(ledger, Settings(), job_id, tmp_path / "case.tar", deidentify=True, now=15.0)
+    text = contents(tmp_path / "case.tar")["case.json"].decode()
+    facts = json.loads(text)
+    assert "12345" not in text
+    assert facts["job"]["series_instance_uid"] == facts["generations"][0]["series_instance_uid"]
+    host, _, worker = owner.partition("/")
+    assert facts["job"]["owner"] == f"(left out)/{worker}"
+    assert facts["events"][-1]["note"] == f"attempt 1 by (left out)/{worker}"
+    rows = json.dumps([facts[key] for key in ("job", "generations", "events")])
+    assert f"{host}/" not in rows
+    assert facts["version"] == version("s2node")
 
 
 @pytest.mark.parametrize("deidentify", [True, False])
