@@ -28,7 +28,7 @@ from node.errors import NodeError
 from node.ledger import LEDGER_FILE, notes
 from node.ledger.schema import MIGRATIONS, version_of
 from node.models import ModelStore
-from node.pull.query import FIND, GET, MOVE, conversation
+from node.pull import query
 from node.refresh import lacking
 from node.supervisor import on_its_gpu
 from node.watch import site
@@ -232,14 +232,15 @@ def _archives(settings: Settings, _now: float) -> Found:
 def _archive(settings: Settings, archive: ArchivePeer) -> Found:
     """Whether the archive takes our questions; whether it would send to us only a C-MOVE can tell."""
     listen, is_move = settings.listen, archive.retrieve == "move"
-    with conversation(archive, listen.ae_title, Event(), settings.storage.max_instance_bytes) as talk:
-        for model in (FIND, MOVE if is_move else GET):
+    scu.echo(query.peer_of(archive))
+    with query.conversation(archive, listen.ae_title, Event(), settings.storage.max_instance_bytes) as talk:
+        for model in (query.FIND, query.MOVE if is_move else query.GET):
             talk.require(model)
     if not is_move:
-        yield Level.OK, f"{archive.name}: offers C-FIND and C-GET", ""
+        yield Level.OK, f"{archive.name}: answers a C-ECHO, offers C-FIND and C-GET", ""
         return
     words = f"whether it knows {listen.ae_title} as a move destination only `s2node fetch` shows"
-    yield Level.OK, f"{archive.name}: offers C-FIND and C-MOVE; {words}", ""
+    yield Level.OK, f"{archive.name}: answers a C-ECHO, offers C-FIND and C-MOVE; {words}", ""
     for name in ("allow_ae_titles", "store_ae_titles"):
         allowed = getattr(listen, name)
         if allowed and archive.ae_title not in allowed:

@@ -23,7 +23,8 @@ class Holder:
     """A real SCP that holds ``datasets``.
 
     ``known`` are its move destinations; ``keeps_back`` are instances it lists and cannot send; ``find`` and
-    ``retrieve`` are statuses it answers with instead of doing anything; ``models`` are what it offers.
+    ``retrieve`` are statuses it answers with instead of doing anything; ``echo`` is what a C-ECHO is answered
+    with; ``models`` are what it offers.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Holder:
         keeps_back: int = 0,
         find: int | None = None,
         retrieve: int | None = None,
+        echo: int = 0,
         models: Sequence[str] = (FIND, MOVE, GET),
     ) -> None:
         self.ae_title = "HOLDER"
@@ -58,6 +60,7 @@ class Holder:
         ae.add_supported_context(CTImageStorage, syntaxes, scu_role=True, scp_role=True)
         ae.add_requested_context(CTImageStorage, syntaxes)
         handlers: list[Any] = [
+            (evt.EVT_C_ECHO, lambda _event: echo),
             (evt.EVT_C_FIND, self._find),
             (evt.EVT_C_MOVE, self._move),
             (evt.EVT_C_GET, self._get),

@@ -19,16 +19,22 @@ def test_without_archives_all_is_well():
 @pytest.mark.parametrize(
     ("retrieve", "words"),
     [
-        ("get", "archive: offers C-FIND and C-GET"),
+        ("get", "archive: answers a C-ECHO, offers C-FIND and C-GET"),
         (
             "move",
-            "archive: offers C-FIND and C-MOVE; whether it knows S2NODE as a move destination only"
-            " `s2node fetch` shows",
+            "archive: answers a C-ECHO, offers C-FIND and C-MOVE; whether it knows S2NODE as a move"
+            " destination only `s2node fetch` shows",
         ),
     ],
 )
 def test_an_archive_that_offers_what_is_wanted_is_fine(holder, retrieve, words):
     assert findings(holder([]).entry(retrieve=retrieve)) == [(Level.OK, words)]
+
+
+def test_an_archive_that_refuses_a_c_echo_is_a_warning(holder):
+    assert findings(holder([], echo=0x0122).entry()) == [
+        (Level.WARNING, "archive: status 0x0122: archive answered the C-ECHO")
+    ]
 
 
 def test_a_list_that_keeps_the_archive_out_is_a_warning_for_c_move_alone(holder):
