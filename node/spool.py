@@ -187,9 +187,17 @@ class Spool:
             return draft.place(relative)
 
     def quarantine(self, placed: Placed, relative: str | PurePosixPath) -> Placed:
-        """Move a placed file to ``quarantine/relative``, durably."""
+        """Move a placed file to ``quarantine/relative``, durably.
+
+        Where the same bytes came twice at once the other thread has moved the one file they share.
+        """
         target = self.path_of(PurePosixPath("quarantine") / relative)
-        self.rename(placed.path, target)
+        try:
+            self.rename(placed.path, target)
+        except FileNotFoundError:
+            fsync_folder(target.parent)
+            if not target.exists():
+                raise
         fsync_folder(placed.path.parent)
         return Placed(target, placed.sha256, placed.bytes)
 

@@ -176,6 +176,23 @@ def test_of_two_series_that_bring_one_uid_at_once_one_holds_it(node: Node) -> No
     assert len(node.ledger.set_aside()) == 5
 
 
+def test_other_bytes_that_come_over_many_associations_at_once_are_set_aside_for_each(node: Node) -> None:
+    numbers = range(1, 9)
+    assert node.send(*map(ct, numbers)) == [0] * 8
+    answers: list[int] = []
+
+    def sender() -> None:
+        answers.extend(node.send(*(ct(number, pixels=9) for number in numbers)))
+
+    threads = [threading.Thread(target=sender) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert answers == [COERCED] * 32
+    assert [aside.times for aside in node.ledger.set_aside()] == [4] * 8
+
+
 def test_what_a_crash_left_placed_and_not_recorded_holds_no_uid_and_is_set_aside_when_it_comes_again(
     node: Node,
 ) -> None:

@@ -118,6 +118,16 @@ def test_quarantined_files_leave_the_inbox(spool: Spool) -> None:
     assert not placed.path.exists()
 
 
+def test_one_file_that_two_want_in_quarantine_is_there_for_both_unless_it_is_gone(spool: Spool) -> None:
+    first, second = (spool.place(BYTES, "inbox/1.2/3.dcm") for _ in range(2))
+    moved = [spool.quarantine(placed, PurePosixPath("1.2", "3.dcm")) for placed in (first, second)]
+    assert moved[0] == moved[1]
+    assert moved[0].path.read_bytes() == BYTES
+    moved[0].path.unlink()
+    with pytest.raises(FileNotFoundError):
+        spool.quarantine(second, PurePosixPath("1.2", "3.dcm"))
+
+
 def test_with_the_last_of_a_series_in_quarantine_goes_its_empty_folder_in_the_inbox(spool: Spool) -> None:
     both = [spool.place(BYTES, f"inbox/1.{series}/3.dcm") for series in (2, 3)]
     kept = spool.place(BYTES, "inbox/1.3/4.dcm")
