@@ -22,7 +22,7 @@ PATHS = {
     State.DELIVERED: (State.SETTLED, State.READY, State.BUILT, State.DELIVERED),
     State.REJECTED: (State.REJECTED,),
     State.PARKED: (State.PARKED,),
-    State.SUPERSEDED: (State.SUPERSEDED,),
+    State.SUPERSEDED: (State.SETTLED, State.SUPERSEDED),
     State.READY: (State.SETTLED, State.READY),
     State.BUILT: (State.SETTLED, State.READY, State.BUILT),
 }
