@@ -23,9 +23,10 @@ RUNTIME_ERRORS = (
 """What ``onnxruntime`` raises; its own exceptions share no base class but Exception."""
 
 NO_MEMORY = re.compile(
-    r"out of memory|failed to allocate|ALLOC_FAILED|bad_alloc|bad allocation", re.IGNORECASE
+    r"out of memory|failed to allocate|smaller than requested bytes|ALLOC_FAILED|bad_alloc|bad allocation",
+    re.IGNORECASE,
 )
-"""How ONNX Runtime, CUDA, cuBLAS, cuDNN and C++ say that there was no memory."""
+"""How ONNX Runtime, its arenas with a limit, CUDA, cuBLAS, cuDNN and C++ say that there was no memory."""
 
 
 def is_full(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
@@ -18,7 +19,15 @@ from engine.failures import as_ours
 from engine.families import FAMILIES
 from engine.noise import NoiseField
 from engine.pipeline import Engine
-from engine.session import DeviceGraph, Encoded, SessionPolicy, open_device, open_graphs, provider_options
+from engine.session import (
+    DeviceGraph,
+    Encoded,
+    Graph,
+    SessionPolicy,
+    open_device,
+    open_graphs,
+    provider_options,
+)
 from engine.volume import Geometry, Volume
 
 MakeBundle = Callable[..., Bundle]
@@ -157,6 +166,20 @@ def test_no_memory_for_a_graph_is_an_error_of_its_own(make_bundle: MakeBundle) -
     assert isinstance(caught.value, MemoryError)
 
 
+def test_a_graph_that_its_arena_s_limit_has_no_room_for_is_the_same_error(make_bundle: MakeBundle) -> None:
+    """The limit of ``gpu_mem_limit``, on the host: ONNX Runtime's arenas are one class everywhere."""
+    limit = ort.OrtArenaCfg({"max_mem": 1 << 14, "initial_chunk_size_bytes": 1 << 10})
+    host = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(host, limit)
+    options = session.session_options("cpu", CPU)
+    options.add_session_config_entry("session.use_env_allocators", "1")  # no other session takes that arena
+    options.log_severity_level = session.LOG_FATAL
+    bundle = make_bundle("translator", tile=(16, 32, 32))
+    limited = ort.InferenceSession(bundle.graph_bytes("translator"), options, ["CPUExecutionProvider"])
+    with pytest.raises(GraphTooLarge, match=r"graph 'translator'.*smaller than requested"):
+        Graph("translator", limited)(x=np.zeros((1, 1, 16, 32, 32), np.float32))
+
+
 def test_no_memory_for_the_arrays_between_graphs_is_the_same_error(device: Device) -> None:
     row = np.zeros((1, 1, 1, 1, 1 << 20), np.float32)
     with pytest.raises(GraphTooLarge, match="a sum on the device"):
@@ -189,6 +212,7 @@ def test_what_auto_cannot_fit_on_the_accelerator_runs_on_the_cpu_and_says_so(mak
     [
         ("CUDA failure 2: out of memory ; GPU=0", GraphTooLarge),
         ("Failed to allocate memory for requested buffer of size 1024", GraphTooLarge),
+        ("Available memory of 1048576 is smaller than requested bytes of 2097152", GraphTooLarge),
         ("CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED", GraphTooLarge),
         ("CUDA failure 700: an illegal memory access", SynthesisFailed),
     ],
