@@ -56,8 +56,6 @@ class SessionPolicy(Frozen):
     more memory held."""
     engine_cache: Path | None = None
     """Folder where TensorRT keeps the engines it has built, for the next start; None keeps none."""
-    refuse_cpu_nodes: bool = False
-    """With a GPU: an error where the runtime would place any node of a graph on the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +309,7 @@ def _quotas() -> Iterator[int]:
             yield -(-int(quota) // int(period))
 
 
-def session_options(provider: str, policy: SessionPolicy) -> ort.SessionOptions:
+def session_options(policy: SessionPolicy) -> ort.SessionOptions:
     """One operator after the other, deterministic kernels, threads that rest while another graph runs."""
     options = ort.SessionOptions()
     options.log_severity_level = LOG_ERRORS
@@ -322,8 +320,6 @@ def session_options(provider: str, policy: SessionPolicy) -> ort.SessionOptions:
     options.enable_cpu_mem_arena = True  # one tile shape a session: the arena grows once and is used again
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    if policy.refuse_cpu_nodes and provider != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
 
 
@@ -392,7 +388,7 @@ def open_device(kind: str, policy: SessionPolicy) -> Device:
     plain = policy.model_copy(update={"cuda_graph": False})
     index = policy.device if kind == "cuda" else 0
     try:
-        return Device(kind, index, session_options(kind, plain), provider_options(kind, plain))
+        return Device(kind, index, session_options(plain), provider_options(kind, plain))
     except RUNTIME_ERRORS as error:
         if is_full(error):
             raise GraphTooLarge(f"the memory of the device: {error}") from error
@@ -422,7 +418,7 @@ def _load(bundle: Bundle, name: str, provider: str, policy: SessionPolicy) -> or
         with _quiet():
             session = ort.InferenceSession(
                 bundle.graph_bytes(name, variant_for(bundle, provider)),
-                session_options(provider, policy),
+                session_options(policy),
                 providers=provider_options(provider, policy),
                 enable_fallback=0,
             )

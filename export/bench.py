@@ -258,7 +258,7 @@ def _product(size: int, threads: int) -> ort.InferenceSession:
     )
     opsets = [onnx.helper.make_opsetid("", OPSET)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9)
-    options = session_options("cpu", SessionPolicy(provider="cpu", threads=threads))
+    options = session_options(SessionPolicy(provider="cpu", threads=threads))
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

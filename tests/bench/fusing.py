@@ -146,7 +146,7 @@ def turns(
 
 
 def _session(data: bytes) -> ort.InferenceSession:
-    options = session_options("cpu", ONE_THREAD)
+    options = session_options(ONE_THREAD)
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 

@@ -171,7 +171,7 @@ def test_a_graph_that_its_arena_s_limit_has_no_room_for_is_the_same_error(make_b
     limit = ort.OrtArenaCfg({"max_mem": 1 << 14, "initial_chunk_size_bytes": 1 << 10})
     host = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(host, limit)
-    options = session.session_options("cpu", CPU)
+    options = session.session_options(CPU)
     options.add_session_config_entry("session.use_env_allocators", "1")  # no other session takes that arena
     options.log_severity_level = session.LOG_FATAL
     bundle = make_bundle("translator", tile=(16, 32, 32))

@@ -169,10 +169,8 @@ def test_cuda_gets_its_device_search_and_memory_limit() -> None:
 
 
 def test_threads_are_the_policy_s_or_every_core_allowed() -> None:
-    assert session_options("cpu", SessionPolicy(threads=3)).intra_op_num_threads == 3
-    assert session_options("cpu", SessionPolicy()).intra_op_num_threads >= 1
-    refusing = session_options("cuda", SessionPolicy(refuse_cpu_nodes=True))
-    assert refusing.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+    assert session_options(SessionPolicy(threads=3)).intra_op_num_threads == 3
+    assert session_options(SessionPolicy()).intra_op_num_threads >= 1
 
 
 @pytest.mark.parametrize(
