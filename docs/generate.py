@@ -353,11 +353,12 @@ def steps_table() -> str:
 
 
 def benchmark_tables() -> str:
-    """What `make bench` measured last, one table a question."""
+    """What `make bench` measured last, one table a question; a sampler's steps are those of `make steps`."""
     found = json.loads(benchmarks.FILE.read_text(encoding="utf-8"))
+    steps = json.loads(STEPS.read_text(encoding="utf-8"))
     parts = [
         f"## {heading}\n\n" + markdown_table(columns, rows)
-        for heading, (columns, rows) in benchmarks.tables(found)
+        for heading, (columns, rows) in benchmarks.tables(found | {"steps": steps})
     ]
     return "\n\n".join([_measured_where(found), *parts])
 
