@@ -251,7 +251,8 @@ class EngineSettings(Frozen):
     """Seed of the models' noise. The same input, model and seed give the same output."""
     memory_bytes: int = Field(default=0, ge=0)
     """Most GPU memory each model may take, in bytes, in equal parts for its graphs; 0 is no limit. A worker
-    holds a model a phase."""
+    holds a model a phase. With provider "tensorrt" it bounds what an engine's layers work in, not its weights
+    and results: leave room."""
 
 
 class WorkerSettings(Frozen):

@@ -48,7 +48,7 @@ class SessionPolicy(Frozen):
     """Index of the GPU."""
     memory_bytes: Annotated[int, Field(ge=0)] = 0
     """Most GPU memory a bundle may take, shared equally by its graphs and the sums between them; 0 is no
-    limit."""
+    limit. Of TensorRT's engines it bounds what their layers work in, not their weights and results."""
     tf32: bool = False
     """Let the GPU round to 10 bits in products: faster, up to 1e-3 off."""
     cuda_graph: bool = False
@@ -335,6 +335,8 @@ def provider_options(provider: str, policy: SessionPolicy) -> list[tuple[str, di
     if provider == "cuda":
         return [cuda, ("CPUExecutionProvider", {})]
     tensorrt = {"device_id": str(policy.device), "trt_fp16_enable": "0"} | _engine_cache(policy)
+    if policy.memory_bytes:
+        tensorrt["trt_max_workspace_size"] = str(policy.memory_bytes)
     return [("TensorrtExecutionProvider", tensorrt), cuda, ("CPUExecutionProvider", {})]
 
 

@@ -155,7 +155,7 @@ def test_a_session_that_fell_back_silently_is_refused() -> None:
     check_providers("cuda", ("CUDAExecutionProvider", "CPUExecutionProvider"))
 
 
-def test_cuda_gets_its_device_search_and_memory_limit() -> None:
+def test_gpu_providers_get_their_device_search_and_memory_limit() -> None:
     policy = SessionPolicy(device=1, memory_bytes=5_000_000)
     names = [name for name, _ in provider_options("tensorrt", policy)]
     assert names == ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -164,6 +164,9 @@ def test_cuda_gets_its_device_search_and_memory_limit() -> None:
     assert cuda["cudnn_conv_algo_search"] == "HEURISTIC"
     assert cuda["gpu_mem_limit"] == "5000000"
     assert "gpu_mem_limit" not in dict(provider_options("cuda", SessionPolicy()))["CUDAExecutionProvider"]
+    tensorrt, behind, _ = (given for _, given in provider_options("tensorrt", policy))
+    assert (tensorrt["trt_max_workspace_size"], behind["gpu_mem_limit"]) == ("5000000", "5000000")
+    assert "trt_max_workspace_size" not in provider_options("tensorrt", SessionPolicy())[0][1]
     openvino = dict(provider_options("openvino", SessionPolicy(threads=3)))["OpenVINOExecutionProvider"]
     assert openvino["num_of_threads"] == "3"
 
