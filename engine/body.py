@@ -30,7 +30,7 @@ class Body:
     box: Box
     """Source voxels around the body, a margin included."""
     mask: NDArray[np.bool_]
-    """The body, lungs and gas with it and two samples more around it, at every ``step``-th source voxel."""
+    """The body, lungs and gas with it and what :func:`_wider` adds, at every ``step``-th source voxel."""
     step: tuple[int, int, int]
 
 
@@ -70,7 +70,9 @@ def holds_body(body: Body, grid: Grid, start: Shape3, shape: Shape3) -> bool:
 
 
 def body_weight(body: Body, grid: Grid, start: int, stop: int) -> Float32:
-    """Slices ``start:stop`` of the model grid: 1 in the body, falling to 0 within 3 coarse samples of it."""
+    """Slices ``start:stop`` of the model grid: 1 in the body, falling to 0 within 3 coarse samples of it in
+    the plane, 2 along the slices.
+    """
     source, model = grid.source.spacing_mm, grid.model.spacing_mm
     image = sitk.GetImageFromArray(body.mask.astype(np.float32))
     image.SetSpacing([s * step for s, step in zip(source, body.step, strict=True)][::-1])
@@ -105,8 +107,10 @@ def filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _wider(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Two samples more around every slice, for the skin and what the opening cut off."""
-    image = sitk.BinaryDilate(sitk.GetImageFromArray(mask.astype(np.uint8)), [2, 2, 0])
+    """Two samples more in the plane, for the skin and what the opening cut off, and one along the slices: the
+    body ends anywhere before the first sample without it.
+    """
+    image = sitk.BinaryDilate(sitk.GetImageFromArray(mask.astype(np.uint8)), [2, 2, 1])
     wide: NDArray[np.bool_] = sitk.GetArrayFromImage(image) == 1
     return wide
 

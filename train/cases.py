@@ -103,7 +103,7 @@ def body_mask(volume: Volume) -> Mask:
     VolumeUnsupported where there is nobody.
     """
     body = find_body(volume)
-    mask: Mask = ndimage.binary_erosion(body.mask, np.ones((1, 3, 3)), border_value=1)
+    mask: Mask = ndimage.binary_erosion(body.mask, np.ones((3, 3, 3)), border_value=1)
     for axis, (step, n) in enumerate(zip(body.step, volume.hu.shape, strict=True)):
         mask = mask.repeat(step, axis=axis).take(range(n), axis=axis)
     return mask

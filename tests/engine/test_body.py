@@ -44,6 +44,24 @@ def test_the_weight_is_one_in_the_body_and_its_lungs_and_nothing_on_the_table() 
     assert weight[:, radius > 39].max() == 0
 
 
+@pytest.mark.parametrize("thickness", [1.0, 2.5, 5.0])
+def test_the_weight_is_one_in_the_first_and_the_last_slices_of_a_body_that_ends_in_the_volume(
+    thickness: float,
+) -> None:
+    first, last = 17, 44
+    hu = np.full((60, 120, 120), -1000, np.float32)
+    hu[first : last + 1] = patient_on_a_table().hu[0]
+    geometry = Geometry(hu.shape, (thickness, 2.0, 2.0))
+    whole = (slice(0, 60), slice(0, 120), slice(0, 120))
+    body = find_body(Volume(hu, geometry))
+    weight = body_weight(body, model_grid(geometry, whole, geometry.spacing_mm), 0, 60)
+    rows, columns = np.indices((120, 120))
+    inside = np.hypot(rows - 50, columns - 60) < 29.5
+    assert weight[first : last + 1, inside].min() == 1
+    reach = 2 * body.step[0]
+    assert weight[: first - reach].max() == weight[last + reach + 1 :].max() == 0
+
+
 def test_air_has_no_body() -> None:
     with pytest.raises(VolumeUnsupported, match="no body"):
         find_body(Volume(np.full(GEOMETRY.shape, -1000, np.float32), GEOMETRY))

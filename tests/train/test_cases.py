@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from engine.phantom import LABELS, Phantom, PhantomOptions, make_phantom
+from engine.volume import Geometry, Volume
 from train.cases import body_mask, folder_cases, phantom_case
 from train.real import PairsUnusable
 
@@ -64,6 +65,14 @@ def test_the_body_of_a_pair_is_the_phantoms_body_give_or_take_a_rim() -> None:
     assert found.shape == case.body.shape
     assert (found & case.body).sum() > 0.9 * case.body.sum()
     assert found.sum() < 1.6 * case.body.sum()
+
+
+def test_no_slice_beyond_the_end_of_a_body_is_measured() -> None:
+    hu = np.full((16, 40, 40), -1000, np.float32)
+    hu[4:12, 8:32, 8:32] = 40
+    found = body_mask(Volume(hu, Geometry(hu.shape, (5.0, 4.0, 4.0))))
+    assert np.flatnonzero(found.any(axis=(1, 2))).tolist() == list(range(4, 12))
+    assert found[4:12, 8:32, 8:32].mean() > 0.99
 
 
 def test_a_folder_that_has_no_such_pairs_is_refused(prepared: Path, tmp_path: Path) -> None:
