@@ -57,6 +57,14 @@ def test_samplers_repeat_the_recorded_numbers(name: str, steps: int) -> None:
     np.testing.assert_allclose(z, GOLDEN[f"{name}_{steps}"], rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize(("sigma", "recorded"), [(0.0, "bridge_4"), (0.5, "bridge_4_sigma_0.5")])
+def test_the_bridge_repeats_the_recorded_numbers(sigma: float, recorded: str) -> None:
+    spec = SamplerSpec(name="bridge", formulation="bridge", steps=4, sigma=sigma)
+    noise = np.array(GOLDEN["bridge_noise"], dtype=np.float32)[: samplers.noise_fields(spec)]
+    z = samplers.sample(spec, toy, np.linspace(-1, 1, 6, dtype=np.float32), noise)
+    np.testing.assert_allclose(z, GOLDEN[recorded], rtol=2e-5, atol=2e-5)
+
+
 def distance(module: ModuleType, steps: int, predict: Predict, prediction: str) -> float:
     noise = normals(1, 2000)
     z = module.sample(predict, noise[0], noise, steps=steps, schedule=SCHEDULE, prediction=prediction)
