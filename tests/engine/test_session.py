@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from engine.session import SessionPolicy, check_providers, open_graphs, provider
 
 MakeBundle = Callable[..., Bundle]
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 HAS_GPU = session._has_nvidia_gpu()
 
 
@@ -257,6 +260,15 @@ def test_tensorrt_keeps_its_engines_a_folder_a_graph_and_builds_a_broken_one_aga
     assert folders[6:] == [*folders[3:6], folders[5]]
     plain = dict(provider_options("tensorrt", SessionPolicy()))["TensorrtExecutionProvider"]
     assert "trt_engine_cache_enable" not in plain
+
+
+def test_no_runtime_is_allowed_that_is_older_than_the_one_tested() -> None:
+    """The code uses what older ones lack, such as ``OrtValue.update_inplace`` of another OrtValue."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    least = dict(re.findall(r"(onnxruntime[-\w]*)>=([\d.]+)", " ".join(project["dependencies"])))
+    pinned = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
+    [tested] = re.findall(r"^onnxruntime-gpu==(\d+\.\d+)", pinned, re.MULTILINE)
+    assert least == {"onnxruntime-gpu": tested, "onnxruntime": tested}
 
 
 def test_what_runs_is_told_with_what_was_found_and_what_would_be_faster() -> None:
