@@ -78,7 +78,9 @@ PROVIDERS: dict[str, Provider] = {
     ),
     "openvino": Provider(
         "OpenVINOExecutionProvider",
-        "install onnxruntime-openvino in place of onnxruntime, or set provider = 'cpu'",
+        "install onnxruntime-openvino in place of the build that is there, since they share a folder "
+        "(pip uninstall --yes onnxruntime-gpu onnxruntime onnxruntime-openvino; "
+        "pip install onnxruntime-openvino), or set provider = 'cpu'",
     ),
     "cpu": Provider("CPUExecutionProvider", "reinstall onnxruntime"),
 }
@@ -276,7 +278,7 @@ def situation(provider: str, policy: SessionPolicy) -> str:
 
 
 FASTER: Mapping[str, str] = {
-    "cpu": "an NVIDIA GPU (cuda), or on Intel processors onnxruntime-openvino",
+    "cpu": "an NVIDIA GPU (cuda), or onnxruntime-openvino, which is made for Intel processors (openvino)",
     "openvino": "an NVIDIA GPU (cuda)",
     "cuda": "tensorrt, which builds its engines for minutes when a model is first opened",
 }

@@ -262,13 +262,28 @@ def test_tensorrt_keeps_its_engines_a_folder_a_graph_and_builds_a_broken_one_aga
     assert "trt_engine_cache_enable" not in plain
 
 
+def least_runtimes() -> dict[str, str]:
+    """Every build of ONNX Runtime that an installation may bring, with its oldest version."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return dict(re.findall(r"(onnxruntime[-\w]*)>=([\d.]+)", " ".join(project["dependencies"])))
+
+
 def test_no_runtime_is_allowed_that_is_older_than_the_one_tested() -> None:
     """The code uses what older ones lack, such as ``OrtValue.update_inplace`` of another OrtValue."""
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    least = dict(re.findall(r"(onnxruntime[-\w]*)>=([\d.]+)", " ".join(project["dependencies"])))
+    least = least_runtimes()
     pinned = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
     [tested] = re.findall(r"^onnxruntime-gpu==(\d+\.\d+)", pinned, re.MULTILINE)
     assert least == {"onnxruntime-gpu": tested, "onnxruntime": tested}
+
+
+def test_the_way_to_openvino_first_removes_every_build_that_may_be_there() -> None:
+    """All unpack into one folder: one removed later, or taken to be there, leaves the other in pieces."""
+    guide = (REPOSITORY / "docs" / "administrators-guide.md").read_text(encoding="utf-8")
+    for words in (session.PROVIDERS["openvino"].cure, guide):
+        commands = re.findall(r"pip (uninstall|install)([-\w. ]* onnxruntime[-\w ]*)[;)\n]", words)
+        (first, removed), then = ((verb, re.findall(r"onnxruntime[-\w]*", rest)) for verb, rest in commands)
+        assert (first, set(removed)) == ("uninstall", {*least_runtimes(), "onnxruntime-openvino"})
+        assert then == ("install", ["onnxruntime-openvino"])
 
 
 def test_what_runs_is_told_with_what_was_found_and_what_would_be_faster() -> None:
