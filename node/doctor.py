@@ -156,11 +156,12 @@ def _provider(settings: Settings, _now: float) -> Found:
     for worker, (phase, folder) in product(range(_gpus_in_use(settings)), models.items()):
         policy = policy_of(on_its_gpu(settings, worker), settings.worker.count)
         opened = open_graphs(read_bundle(folder), policy)
+        variant = f" as {opened.variant}" if opened.variant else ""
+        runs = f"{phase} runs{variant} on {situation(opened.provider, policy)}"
         if opened.fallback is None:
-            variant = f" as {opened.variant}" if opened.variant else ""
-            yield Level.OK, f"{phase} runs{variant} on {situation(opened.provider, policy)}", ""
+            yield Level.OK, runs, ""
         else:
-            yield Level.WARNING, f"{phase} runs on {opened.provider}: {opened.fallback}", CURES["provider"]
+            yield Level.WARNING, f"{runs}. {opened.fallback}", CURES["provider"]
 
 
 def _gpus_in_use(settings: Settings) -> int:

@@ -8,9 +8,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import onnxruntime as ort
 import pytest
 
 from config.settings import Settings
+from engine import session
+from engine.session import NVIDIA_NODES
 from node.archive import Archive
 from node.doctor import CHECKS, CURES, Finding, Level, check, examine
 from node.ledger import LEDGER_FILE, Ledger, Output, ReceivedInstance
@@ -95,6 +98,26 @@ def test_what_is_wrong_is_found_and_named(settings: Callable[..., Settings], tmp
     assert levels(seen["provider"]) == {Level.PROBLEM}
     assert levels(seen["listener"]) == {Level.PROBLEM}
     assert [finding.level for finding in seen["peers"]] == [Level.PROBLEM, Level.PROBLEM, Level.WARNING]
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" not in ort.get_available_providers()
+    or any(node.exists() for node in NVIDIA_NODES),
+    reason="needs a GPU build, no GPU",
+)
+def test_a_model_that_lost_its_gpu_is_told_with_why_and_with_what_would_be_faster(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings(engine={"provider": "auto", "threads": 1})
+    [plain, *_] = found(chosen)["provider"]
+    assert plain.level is Level.OK
+    assert "faster: an NVIDIA GPU" in plain.what
+    monkeypatch.setattr(session, "_has_nvidia_gpu", lambda: True)
+    [lost, *_] = found(chosen)["provider"]
+    assert (lost.level, lost.cure) == (Level.WARNING, CURES["provider"])
+    assert "runs on cpu with 1 threads" in lost.what
+    assert "faster: an NVIDIA GPU" in lost.what
+    assert "'cuda' was asked for" in lost.what
 
 
 def test_a_machine_where_no_node_has_run_says_so(quick_settings: Callable[..., Settings]) -> None:
