@@ -179,6 +179,27 @@ def test_threads_are_the_policy_s_or_every_core_allowed() -> None:
     assert session_options(SessionPolicy()).intra_op_num_threads >= 1
 
 
+def test_a_session_runs_one_operator_after_the_other_the_same_every_time_and_keeps_its_memory() -> None:
+    options = session_options(SessionPolicy(threads=2))
+    assert options.execution_mode == ort.ExecutionMode.ORT_SEQUENTIAL
+    assert options.inter_op_num_threads == 1
+    assert options.use_deterministic_compute
+    assert options.enable_cpu_mem_arena
+    for entry in ("session.force_spinning_stop", "session.use_device_allocator_for_initializers"):
+        assert options.get_session_config_entry(entry) == "1"
+
+
+def test_a_cpu_session_is_opened_with_these_options(make_bundle: MakeBundle) -> None:
+    graph = open_graphs(make_bundle("translator"), SessionPolicy(provider="cpu", threads=2)).graphs[
+        "translator"
+    ]
+    wanted, given = session_options(SessionPolicy(threads=2)), graph.session.get_session_options()
+    for name in ("intra_op_num_threads", "inter_op_num_threads", "execution_mode", "enable_cpu_mem_arena"):
+        assert getattr(given, name) == getattr(wanted, name)
+    assert given.use_deterministic_compute
+    assert given.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 @pytest.mark.parametrize(
     ("limits", "granted"),
     [
