@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from engine.bundle import SamplerSpec, read_bundle
+from engine.bundle import SamplerSpec, read_bundle, write_manifest
 from engine.phantom import Phantom, PhantomOptions, make_phantom
 from engine.pipeline import open_engine
 from engine.session import SessionPolicy
@@ -35,9 +36,27 @@ def bundle(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def conditional(bundle: Path) -> Path:
+    """The same graphs as if they had been trained to take noise away."""
+    folder = bundle.parent / "conditional"
+    shutil.copytree(bundle, folder)
+    sampler = SamplerSpec(name="ddim", formulation="conditional", steps=4)
+    write_manifest(folder, read_bundle(folder).manifest.model_copy(update={"sampler": sampler}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("of", "samplers"), [("bundle", ["bridge"]), ("conditional", ["ddim", "dpm_solver"])]
+)
 def test_the_command_writes_a_table_a_plot_and_json(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    of: str,
+    samplers: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
+    bundle: Path = request.getfixturevalue(of)
     shapes: list[tuple[int, ...]] = []
 
     def small(seed: int, options: PhantomOptions) -> Phantom:
@@ -53,14 +72,15 @@ def test_the_command_writes_a_table_a_plot_and_json(
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found == json.loads((tmp_path / "sweep.json").read_text())
-    [(name, swept)] = found["phases"]["venous"]["samplers"].items()
-    assert name == "bridge"
-    assert [row["steps"] for row in swept["rows"]] == [1, 2]
-    assert swept["reference"] == 2
+    swept = found["phases"]["venous"]["samplers"]
+    assert list(swept) == samplers
+    assert all([row["steps"] for row in each["rows"]] == [1, 2] for each in swept.values())
+    assert all(each["reference"] == 2 for each in swept.values())
     assert found["phases"]["venous"]["model_digest"] == read_bundle(bundle).digest
     assert (found["seeds"], found["slices"]) == ([9000], 24)
     assert shapes == [(24, 256, 256)]
-    assert "| venous | bridge | 1" in (tmp_path / "sweep.md").read_text()
+    table = (tmp_path / "sweep.md").read_text()
+    assert all(f"| venous | {name} | 1" in table for name in samplers)
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
