@@ -30,7 +30,9 @@ class Body:
     box: Box
     """Source voxels around the body, a margin included."""
     mask: NDArray[np.bool_]
-    """The body, lungs and gas with it and what :func:`_wider` adds, at every ``step``-th source voxel."""
+    """The body, lungs and gas with it, two samples more in the plane and one along the slices, at every
+    ``step``-th source voxel.
+    """
     step: tuple[int, int, int]
 
 
