@@ -404,7 +404,8 @@ def _open(bundle: Bundle, name: str, provider: str, policy: SessionPolicy) -> or
     if cache is None or provider != "tensorrt":
         return _load(bundle, name, provider, policy)
     variant = variant_for(bundle, provider) or "plain"
-    cache = cache / f"{bundle.digest}-{ort.__version__}" / f"{name}-{variant}-{policy.device}"
+    built_for = f"{name}-{variant}-{policy.device}-{policy.memory_bytes}"
+    cache = cache / f"{bundle.digest}-{ort.__version__}" / built_for
     policy = policy.model_copy(update={"engine_cache": cache})
     had_engines = cache.is_dir() and any(cache.iterdir())
     try:

@@ -279,6 +279,8 @@ def test_tensorrt_keeps_its_engines_a_folder_a_graph_and_builds_a_broken_one_aga
     (folders[-1] / "cut short").touch()
     open_graphs(bundle, policy)
     assert folders[6:] == [*folders[3:6], folders[5]]
+    open_graphs(bundle, policy.model_copy(update={"memory_bytes": 1 << 30}))
+    assert not set(folders[10:]) & set(folders[:10]), "an engine keeps the limit it was built under"
     plain = dict(provider_options("tensorrt", SessionPolicy()))["TensorrtExecutionProvider"]
     assert "trt_engine_cache_enable" not in plain
 
