@@ -8,6 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,8 @@ def write_graph(
             verbose=False,
         )
     assert program is not None
-    onnxscript.optimizer.optimize_ir(program.model, should_fold=_folds_no_weight)
+    weights = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    onnxscript.optimizer.optimize_ir(program.model, should_fold=partial(_folds, weights))
     model = program.model_proto
     _strip(model)
     if fp16:
@@ -92,10 +94,9 @@ def weights_of(model: onnx.ModelProto) -> dict[str, Tensor]:
     }
 
 
-def _folds_no_weight(node: ir.Node) -> bool | None:
+def _folds(weights: Collection[str], node: ir.Node) -> bool | None:
     """Weights keep their torch names, so that a bundle can be read back; all else may be computed now."""
-    weights = any(value is not None and value.is_initializer() for value in node.inputs)
-    return False if weights else None
+    return False if any(value is not None and value.name in weights for value in node.inputs) else None
 
 
 def _strip(model: onnx.ModelProto) -> None:

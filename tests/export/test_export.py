@@ -30,6 +30,7 @@ from export.parity import ParityExceeded, Tolerance
 from export.restore import rebuild
 from export.s2ldm import load_model
 from node.cli import app
+from node.models import SHIPPED
 from train.checkpoint import NAME, CheckpointUnusable
 from train.config import BundleConfig, TrainConfig
 from train.s2ldm.train_joint import train_joint
@@ -97,12 +98,21 @@ def test_the_engine_runs_it(bundle: Path) -> None:
 
 
 def test_graphs_are_opset_18_and_fixed_and_name_nothing_of_this_machine(bundle: Path) -> None:
-    for file in bundle.glob("*.onnx"):
+    for file in (*bundle.glob("*.onnx"), *SHIPPED.glob("*/*.onnx")):
         graph = onnx.load(file)
         assert {o.version for o in graph.opset_import if o.domain == ""} == {18}
-        assert "GroupNormalization" not in {node.op_type for node in graph.graph.node}
+        assert not {"GroupNormalization", "OneHot"} & {node.op_type for node in graph.graph.node}
         assert all(d.dim_value > 0 for i in graph.graph.input for d in i.type.tensor_type.shape.dim)
         assert str(Path(__file__).resolve().parents[2]).encode() not in file.read_bytes()
+
+
+def test_what_follows_from_no_weight_is_worked_out_at_export(bundle: Path, checkpoint: Path) -> None:
+    for name, module in load_model(checkpoint / NAME).graphs().items():
+        weights = {weight for weight, _ in (*module.named_parameters(), *module.named_buffers())}
+        graph = onnx.load(bundle / f"{name}.onnx").graph
+        known = {i.name for i in graph.initializer if i.name.removesuffix(".half") not in weights}
+        assert known or name == "condition"
+        assert not [node.name for node in graph.node if known.issuperset(node.input)]
 
 
 def test_large_weights_are_halved_and_codes_are_not(bundle: Path) -> None:
