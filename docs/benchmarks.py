@@ -72,7 +72,7 @@ def _bench(*arguments: str, stderr: int | None = None) -> dict[str, Any]:
 
 
 def on_gpu() -> dict[str, Any] | str:
-    """Each of :data:`GPU_RUNS`, or in words why it does not run; words alone where the first does not."""
+    """Each of :data:`GPU_RUNS`, or why it does not run, and series; words alone where the first does not."""
     runs: dict[str, Any] = {}
     for name, options in GPU_RUNS.items():
         try:
@@ -81,7 +81,7 @@ def on_gpu() -> dict[str, Any] | str:
             runs[name] = (error.stderr.strip() or f"{error}").splitlines()[-1]
             if len(runs) == 1:
                 return f"No GPU runs the graphs on this machine: {runs[name]}"
-    return {"runs": runs, "machine": next(iter(runs.values()))["machine"]}
+    return {"runs": runs, "jobs": _bench("job"), "machine": next(iter(runs.values()))["machine"]}
 
 
 def tables(found: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
@@ -100,6 +100,7 @@ def tables(found: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
         yield "A node, from the last C-STORE to the last slice back", _journeys(journeys)
     if GPU in found:
         yield "The same graphs on a GPU, one tile", _gpu(found[GPU])
+        yield "A series on a GPU from files to files, one phase", _jobs(found[GPU]["jobs"])
     if "engine" in found and "job" in found:
         yield "On an H100: an estimate, not measured", _estimate(found["engine"], found["job"])
 

@@ -26,7 +26,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.bundle import Bundle, digest_files, read_bundle, write_manifest
 from engine.errors import BundleInvalid, GraphTooLarge, ProviderMissing
-from engine.session import Opened, ProviderName, SessionPolicy, cpu_threads, open_graphs, session_options
+from engine.session import (
+    Opened,
+    ProviderName,
+    SessionPolicy,
+    cpu_threads,
+    open_graphs,
+    session_options,
+    situation,
+)
 from engine.volume import Float32
 from export.graph import OPSET, write_graph
 from export.parity import in_torch
@@ -73,6 +81,7 @@ def bench_engine(
         f"engine: {result['engine_s']} s, torch {result['torch_s']} s a tile, ratio {result['ratio']}"
         f" ({result['provider']}, {result['machine']})"
     )
+    typer.echo(f"here: {situation(result['provider'].partition(' ')[0], policy)}")
 
 
 @contextmanager

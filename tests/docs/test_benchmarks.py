@@ -105,8 +105,10 @@ def test_the_estimate_counts_the_tiles_that_are_run() -> None:
 
 def test_a_gpu_s_runs_stand_side_by_side_with_the_reason_of_those_that_failed() -> None:
     run = {"provider": "cuda", "engine_s": 0.017, "flops": 34e9, "difference_hu": 0.01, "machine": "m, H100"}
-    found = {"gpu": {"runs": {"cuda": run, "tensorrt": "TensorRT 10 is missing"}, "machine": "m, H100"}}
-    _, rows = dict(tables(found))["The same graphs on a GPU, one tile"]
+    on_gpu = {"runs": {"cuda": run, "tensorrt": "TensorRT 10 is missing"}, "jobs": JOBS, "machine": "m, H100"}
+    made = dict(tables({"gpu": on_gpu}))
+    _, rows = made["The same graphs on a GPU, one tile"]
+    assert len(made["A series on a GPU from files to files, one phase"][1]) == len(JOBS["jobs"])
     assert rows == [
         ("cuda", "cuda", "17.0 ms", "2.0", "0.01 HU"),
         ("tensorrt", "TensorRT 10 is missing", "", "", ""),
@@ -132,8 +134,10 @@ def test_what_runs_on_a_gpu_is_kept_and_what_does_not_is_told(monkeypatch: pytes
             "tensorrt": "TensorRT 10",
             "tensorrt fp16": "TensorRT 10",
         },
+        "jobs": {"machine": "m, H100"},
         "machine": "m, H100",
     }
+    assert asked.pop() == ("job",)
     assert ["--fp16" in arguments for arguments in asked] == [False, True, False, True]
 
 

@@ -171,6 +171,13 @@ def test_a_bundle_of_another_method_is_refused_in_words(
         assert "not an S²LDM by its run card" in result.output
 
 
+def test_the_benchmark_says_what_runs_here_and_what_would_be_faster(bundle: Path) -> None:
+    arguments = ["--bundle", str(bundle), "--tiles", "1", "--rounds", "1", "--threads", "1"]
+    said = CliRunner().invoke(app, ["bench", "engine", *arguments]).output
+    assert "here: cpu with 1 threads; ONNX Runtime" in said
+    assert "; faster: an NVIDIA GPU" in said
+
+
 def test_the_benchmark_adds_half_precision_for_a_run_and_leaves_the_bundle_alone(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
