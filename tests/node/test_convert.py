@@ -12,7 +12,8 @@ import SimpleITK as sitk
 from config.intake import IntakeSettings
 from engine.cases import UNKNOWN, read_cases, write_volume
 from engine.volume import Geometry, Volume
-from node.convert import KEY, convert
+from node.convert import convert
+from node.pseudonyms import KEY, SEEN
 
 RULES = IntakeSettings()
 
@@ -31,7 +32,7 @@ def test_every_grid_becomes_a_case_and_all_else_a_reason(tmp_path: Path, ct: Any
         "notes.txt": "NOT-DICOM", "plain": None, "enhanced": None, "every third": None, "gap": "NOT-A-GRID",
     }  # fmt: skip
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        KEY, "case-0001", "case-0002", "case-0003", "cases.tsv",
+        KEY, SEEN, "case-0001", "case-0002", "case-0003", "cases.tsv",
     ]  # fmt: skip
     folder = rows["plain"].folder
     assert folder is not None
@@ -82,7 +83,7 @@ def test_nothing_of_the_patient_goes_along(tmp_path: Path, ct: Any, write_slices
     assert row.folder is not None
     content = b"".join(
         gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        for path in row.folder.parent.rglob("*.*")
+        for path in row.folder.parent.rglob("*")
         if path.is_file()
     )
     for value in (b"DOE", b"ID0017", b"1.2.3.4", b"20250102", b"ACC77"):
@@ -137,3 +138,31 @@ def test_without_a_patient_number_the_name_or_the_study_stands_for_the_patient(
     convert(tmp_path / "in", tmp_path / "out", RULES)
     rows = read_cases(tmp_path / "out")
     assert len({row.patient for row in rows}) == 3
+
+
+@pytest.mark.parametrize("order", [("A", ""), ("", "A"), ("A", "", "A"), ("", "A", "B")])
+def test_with_and_without_an_issuer_a_number_is_one_patients(
+    tmp_path: Path, ct: Any, write_slices: Any, order: tuple[str, ...]
+) -> None:
+    for number, issuer in enumerate(order):
+        study = {"series_uid": f"1.2.3.{number}", "study_uid": f"1.2.{number}", "IssuerOfPatientID": issuer}
+        write_slices(ct.slices(ct.gradient(), **study), f"in/{number}")
+        assert convert(tmp_path / "in" / str(number), tmp_path / "out", RULES)[0].code is None
+    assert len({row.patient for row in read_cases(tmp_path / "out")}) == 1
+    seen = tmp_path / "out" / SEEN
+    assert len(seen.read_text().splitlines()) == len(set(order))
+    assert seen.stat().st_mode & 0o777 == 0o600
+    assert "ID0017" not in seen.read_text()
+
+
+def test_one_number_of_two_issuers_is_two_patients_and_without_any_it_is_refused(
+    tmp_path: Path, ct: Any, write_slices: Any
+) -> None:
+    for number, issuer in enumerate(("A", "B", "")):
+        study = {"series_uid": f"1.2.3.{number}", "study_uid": f"1.2.{number}", "IssuerOfPatientID": issuer}
+        write_slices(ct.slices(ct.gradient(), **study), f"in/{number}")
+    rows = convert(tmp_path / "in", tmp_path / "out", RULES)
+    assert [row.code for row in rows] == [None, None, "PATIENT-UNCLEAR"]
+    one, other = read_cases(tmp_path / "out")
+    assert one.patient != other.patient
+    assert "ID0017" not in (rows[2].reason or "")
