@@ -63,3 +63,14 @@ def test_the_paper_preset_for_a_gpu_is_the_papers_on_phantoms_for_two_hundred_st
         assert short[stage]["loop"]["steps"] == 200
         paper[stage]["loop"] |= {"steps": 200, "validation_crops": 1}
     assert {key: short[key] for key in paper} == paper
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "diffusion", "joint"])
+def test_no_stage_of_the_release_keeps_the_budget_of_the_demo(stage: str) -> None:
+    release, demo = (
+        getattr(load_train_config(FOLDER / f"{name}.toml"), stage).loop.model_dump()
+        for name in ("release", "demo")
+    )
+    assert release["threads"] == 0
+    for key in ("steps", "max_minutes", "batch", "ema", "checkpoint_minutes"):
+        assert release[key] != demo[key], key
