@@ -11,7 +11,8 @@ from typing import TypedDict
 
 import numpy as np
 
-from train.measure import CONTROLS, ORGANS, Row
+from train.cases import CONTROLS, ORGANS
+from train.measure import Row
 
 MAE_FACTOR = 1.5
 VESSEL_HU = 25.0

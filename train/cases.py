@@ -30,7 +30,11 @@ from train.split import Side
 LABEL_FILE = "labels.nii.gz"
 """Beside a pair's NCCT: numbers on its grid, which :data:`NAMES_FILE` of the pairs' folder explains."""
 NAMES_FILE = "labels.json"
-"""{"aorta": 22, …}, in the words of ``train.measure`` ORGANS and CONTROLS."""
+"""{"aorta": 22, …}, in the words of ``ORGANS`` and ``CONTROLS``; of other words nothing would be measured."""
+ORGANS = ("aorta", "portal_vein", "liver", "renal_cortex", "spleen", "pancreas", "ivc")
+CONTROLS = ("fat", "bone", "air", "muscle")
+"""What must not change."""
+MOST_LABEL = np.iinfo(np.uint8).max
 OUTSIDE_BODY = ("air", "table")
 
 
@@ -131,9 +135,15 @@ def _names(file: Path) -> Mapping[str, int] | None:
     if not file.is_file():
         return None
     try:
-        return {str(name): int(number) for name, number in json.loads(file.read_text()).items()}
-    except (ValueError, AttributeError) as error:
+        names = {str(name): int(number) for name, number in json.loads(file.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
         raise PairsUnusable(f"{file}: not a JSON object of names and numbers: {error}") from None
+    known = (*ORGANS, *CONTROLS)
+    if unknown := [name for name in names if name not in known]:
+        raise PairsUnusable(
+            f"{file}: nothing is measured of {', '.join(unknown)}: the words are {', '.join(known)}"
+        )
+    return names
 
 
 def _labels(file: Path, source: Volume) -> NDArray[np.uint8] | None:
@@ -144,4 +154,9 @@ def _labels(file: Path, source: Volume) -> NDArray[np.uint8] | None:
         raise PairsUnusable(
             f"{file}: {found.geometry.shape} voxels, or another place, than its NCCT, {source.geometry.shape}"
         )
-    return found.hu.astype(np.uint8)
+    numbers = np.rint(found.hu)
+    if numbers.min() < 0 or numbers.max() > MOST_LABEL:
+        raise PairsUnusable(
+            f"{file}: labels from {numbers.min():g} to {numbers.max():g}: they have to be 0 to {MOST_LABEL}"
+        )
+    return numbers.astype(np.uint8)

@@ -27,8 +27,8 @@ from engine.session import SessionPolicy
 from engine.tiles import TiledAxis
 from engine.volume import Float32, Volume
 from train.bars import release_bars
-from train.cases import Case, phantom_case
-from train.measure import ORGANS, Row, Zones, measure
+from train.cases import ORGANS, Case, phantom_case
+from train.measure import Row, Zones, measure
 from train.metrics import PAPER_WINDOW_HU, Mask
 from train.statistics import (
     Statistic,

@@ -13,11 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.volume import Float32
-from train.cases import Case
+from train.cases import CONTROLS, ORGANS, Case
 from train.metrics import PAPER_WINDOW_HU, Comparison, Mask, seam_ratio, slice_step_hu, z_flicker
 
-ORGANS = ("aorta", "portal_vein", "liver", "renal_cortex", "spleen", "pancreas", "ivc")
-CONTROLS = ("fat", "bone", "air", "muscle")
 LEAST_VOXELS = 10  # fewer say nothing about contrast
 
 Zones = Sequence[NDArray[np.bool_]]

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from train.bars import Bar, organ_error, release_bars
+from train.cases import CONTROLS
 from train.kept import slim
-from train.measure import CONTROLS
 from train.measure_row import load_planes
 from train.rows import Preset, Row
 from train.statistics import Summary, bootstrap, mean, paired_p, summarise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,36 @@ def test_organs_are_known_where_labels_lie_beside_the_scan(prepared: Path) -> No
     assert liver.sum() == (make_phantom(2, COARSE).labels == LABELS["liver"]).sum()
     assert labelled.region("aorta") is None
     assert bare.region("liver") is None
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ({"liver": 1, "Aorta": 2, "kidney": 3}, "measured of Aorta, kidney: the words are aorta, "),
+        ({"liver": None}, "not a JSON object of names and numbers"),
+        (["liver"], "not a JSON object of names and numbers"),
+    ],
+)
+def test_words_that_nothing_is_measured_of_are_refused(
+    prepared: Path, tmp_path: Path, names: object, reason: str
+) -> None:
+    folder = shutil.copytree(prepared, tmp_path / "pairs")
+    (folder / "labels.json").write_text(json.dumps(names))
+    with pytest.raises(PairsUnusable, match=reason):
+        next(folder_cases(folder))
+
+
+def test_labels_are_rounded_and_what_is_no_label_is_refused(prepared: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(prepared, tmp_path / "pairs")
+    phantom, file = make_phantom(2, COARSE), folder / "secret-2" / "labels.nii.gz"
+    write(phantom, phantom.labels.astype(np.float32) - 1e-4, file)
+    labels = next(folder_cases(folder)).labels
+    assert labels is not None
+    assert np.array_equal(labels, phantom.labels)
+    for wrong in (278.0, -1.0):
+        write(phantom, np.where(phantom.labels == LABELS["liver"], wrong, 0.0).astype(np.float32), file)
+        with pytest.raises(PairsUnusable, match="they have to be 0 to 255"):
+            next(folder_cases(folder))
 
 
 def test_the_body_of_a_pair_is_the_phantoms_body_give_or_take_a_rim() -> None:

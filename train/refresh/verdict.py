@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from train.cases import ORGANS
 from train.evaluate import PhaseRows, interval
 from train.html import html_table
-from train.measure import ORGANS, Row
+from train.measure import Row
 from train.statistics import mean
 
 NEGLIGIBLE_HU = 0.1
