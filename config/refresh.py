@@ -56,7 +56,8 @@ class RefreshSettings(Frozen):
     threads: int = Field(default=1, ge=0, le=1024)
     """CPU threads for measuring the models; 0 takes every core. Training keeps to the model's own number."""
     activate: bool = False
-    """Uses an accepted model from the next job on. Off: it waits for `s2node models activate`."""
+    """Uses an accepted model from the next job on, if at least one organ was judged. Off: it waits for
+    `s2node models activate`."""
 
     @model_validator(mode="after")
     def _has_cases_where_it_is_on(self) -> RefreshSettings:

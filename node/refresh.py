@@ -54,6 +54,14 @@ class Started:
     since: float
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether the new model was accepted, and by how many organs it was judged."""
+
+    accepted: bool
+    organs: int
+
+
 class RefreshLane:
     """The lane of ``[refresh]``: ``run`` every few seconds, in a ``with``: no process is left behind."""
 
@@ -158,12 +166,13 @@ class RefreshLane:
         facts = {"phase": started.phase, "folder": started.out.name, "seconds": seconds}
         if verdict is None:
             log.error("refresh failed", exit_code=started.process.returncode, **facts)
-        elif not verdict:
+        elif not verdict.accepted:
             (started.out / "run" / "checkpoint.pt").unlink(missing_ok=True)
             log.warning("refreshed model is worse and was not exported", **facts)
         else:
-            log.info("refreshed model was exported", activated=self._settings.refresh.activate, **facts)
-            if self._settings.refresh.activate:
+            activate = self._settings.refresh.activate and verdict.organs > 0
+            log.info("refreshed model was exported", activated=activate, organs=verdict.organs, **facts)
+            if activate:
                 self._models.activate(started.out / "bundle")
 
 
@@ -185,10 +194,11 @@ def lacking(settings: Settings, module: str = "torch") -> Iterator[tuple[str, st
             )
 
 
-def read_verdict(out: Path) -> bool | None:
-    """Whether the new model was accepted and its bundle is there; None where nothing was decided."""
+def read_verdict(out: Path) -> Verdict | None:
+    """What ``out`` says; None where nothing was decided, or the bundle of what was accepted is not there."""
     try:
-        accepted = bool(json.loads((out / "verdict.json").read_text())["accepted"])
+        said = json.loads((out / "verdict.json").read_text())
+        verdict = Verdict(bool(said["accepted"]), int(said["organs"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return None if accepted and not (out / "bundle").is_dir() else accepted
+    return None if verdict.accepted and not (out / "bundle").is_dir() else verdict

@@ -1,6 +1,5 @@
 """The lane that starts refreshes: on time, one after another, and never in the way of the node."""
 
-import json
 import signal
 import sys
 import time
@@ -13,7 +12,7 @@ from config.settings import Settings
 from engine.bundle import read_bundle, write_manifest
 from node.doctor import check
 from node.models import SHIPPED, ModelStore
-from node.refresh import RefreshLane, lacking, read_verdict
+from node.refresh import RefreshLane, Verdict, lacking, read_verdict
 from node.service import Node
 
 START = datetime(2030, 3, 1, 1, 59, 50).astimezone()
@@ -29,13 +28,13 @@ ACCEPTED = (
     LEARNER
     + """
 shutil.copytree(words[words.index("--from") + 1], out / "bundle")
-(out / "verdict.json").write_text(json.dumps({"accepted": True}))
+(out / "verdict.json").write_text(json.dumps({"accepted": True, "organs": 2}))
 """
 )
 REFUSED = (
     LEARNER
     + """
-(out / "verdict.json").write_text(json.dumps({"accepted": False}))
+(out / "verdict.json").write_text(json.dumps({"accepted": False, "organs": 2}))
 sys.exit(1)
 """
 )
@@ -117,6 +116,14 @@ def test_an_accepted_model_is_put_to_use_where_that_is_wanted(refreshing, clock)
     assert change.phase == "venous"
 
 
+def test_a_model_of_which_no_organ_was_judged_is_never_put_to_use_by_itself(refreshing, clock):
+    lane = refreshing(ACCEPTED.replace('"organs": 2', '"organs": 0'), phases=["venous"], activate=True)
+    clock.now += timedelta(minutes=1)
+    logs = run_until(lane, "refreshed model was exported")
+    assert [(line["activated"], line["organs"]) for line in logs if "activated" in line] == [(False, 0)]
+    assert ModelStore(lane._settings).history() == ()
+
+
 def test_a_model_that_is_worse_is_left_without_its_checkpoint(refreshing, clock, tmp_path):
     lane = refreshing(REFUSED, phases=["venous"], activate=True)
     clock.now += timedelta(minutes=1)
@@ -185,9 +192,10 @@ def test_a_day_that_never_comes_starts_nothing(refreshing, clock):
 @pytest.mark.parametrize(
     ("text", "bundle", "found"),
     [
-        ('{"accepted": true}', True, True),
-        ('{"accepted": true}', False, None),
-        ('{"accepted": false}', False, False),
+        ('{"accepted": true, "organs": 7}', True, Verdict(True, 7)),
+        ('{"accepted": true, "organs": 7}', False, None),
+        ('{"accepted": false, "organs": 0}', False, Verdict(False, 0)),
+        ('{"accepted": true}', True, None),
         ("{}", True, None),
         ("[]", True, None),
         ("not json", True, None),
@@ -199,8 +207,7 @@ def test_a_verdict_counts_only_whole(tmp_path, text, bundle, found):
         (tmp_path / "verdict.json").write_text(text)
     if bundle:
         (tmp_path / "bundle").mkdir()
-    assert read_verdict(tmp_path) is found
-    assert json.dumps(found) in {"true", "false", "null"}
+    assert read_verdict(tmp_path) == found
 
 
 def test_a_node_has_the_lane_only_where_a_schedule_asks_for_it(quick_settings, tmp_path):

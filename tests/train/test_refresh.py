@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,7 @@ def request(bundle: Path, pairs: Path, tmp_path: Path, **changes: Any) -> Reques
 def test_a_refresh_is_stopped_resumed_compared_exported_and_activated(
     model: Model, bundle: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pairs = shutil.copytree(pairs, tmp_path / "pairs")
     monkeypatch.setenv("S2NODE_STORAGE__DATA_DIR", str(tmp_path / "data"))
     out = tmp_path / "out"
     words = ["train", "refresh", "--cases", str(pairs), "--from", str(bundle), "--out", str(out)]
@@ -132,10 +134,12 @@ def test_a_refresh_is_stopped_resumed_compared_exported_and_activated(
     }
     verdict = json.loads((out / "verdict.json").read_text())
     assert verdict["accepted"]
+    assert verdict["organs"] == 2
     assert [(row["region"], row["patients"]) for row in verdict["regions"]] == [
         ("body", 2), ("liver", 2), ("spleen", 2),
     ]  # fmt: skip
     page = (out / "comparison.html").read_text()
+    assert "in the body and the 2 organs judged: exported" in page
     assert all(word in page for word in ("Verdict", "In use: s2ldm-tiny", "Refreshed: s2ldm-tiny", "liver"))
     active = json.loads((tmp_path / "data" / "models" / "active.json").read_text())["active"]["venous"]
     assert active[-1]["model_id"] == manifest.model_id
@@ -143,6 +147,15 @@ def test_a_refresh_is_stopped_resumed_compared_exported_and_activated(
     again = CliRunner().invoke(app, [*words, "--resume"])
     assert again.exit_code == 1
     assert "exists already: choose another --out" in again.output
+    shutil.rmtree(out / "bundle")
+    (pairs / "labels.json").unlink()
+    unjudged = CliRunner().invoke(app, [*words, "--resume", "--activate"])
+    assert unjudged.exit_code == 1
+    assert "No organ was judged" in unjudged.output
+    assert read_bundle(out / "bundle").manifest.model_id == manifest.model_id
+    assert (
+        json.loads((tmp_path / "data" / "models" / "active.json").read_text())["active"]["venous"] == active
+    )
 
 
 def stop_after_one_step(patch: pytest.MonkeyPatch) -> None:

@@ -56,13 +56,18 @@ def refresh(
     ] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the refresh in --out.")] = False,
     activate: Annotated[
-        bool, typer.Option("--activate", help="Have the node use the new bundle if it was accepted.")
+        bool,
+        typer.Option(
+            "--activate",
+            help="Have the node use the new bundle if it was accepted and at least one organ was judged.",
+        ),
     ] = False,
 ) -> None:
     """Let a model in use learn on from your own pairs; export it only if no organ got worse.
 
     Old and new are measured on the test side of the pairs: OUT/comparison.html and OUT/verdict.json. The new
-    bundle is OUT/bundle; `s2node models activate OUT/bundle` puts it to use. Exit 1 if it was not accepted.
+    bundle is OUT/bundle; `s2node models activate OUT/bundle` puts it to use. Exit 1 if it was not accepted,
+    or was to be activated and no organ was judged.
     """
     from train.refresh.run import RefreshFailed, Request  # noqa: PLC0415
     from train.refresh.run import refresh as run  # noqa: PLC0415
@@ -83,7 +88,9 @@ def refresh(
     typer.echo(f"{verdict.sentence} See {out / 'comparison.html'}")
     if not verdict.accepted:
         raise typer.Exit(EXIT_FAILED)
-    if activate:
+    if activate and verdict.organs:
         words = [sys.executable, "-m", "node.cli", "models", "activate", str(request.new_bundle)]
         raise typer.Exit(subprocess.run(words, check=False).returncode)
     typer.echo(f"s2node models activate {request.new_bundle}")
+    if activate:
+        raise typer.Exit(EXIT_FAILED)

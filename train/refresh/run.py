@@ -227,6 +227,7 @@ def write_comparison(out: Path, old: PhaseRows, new: PhaseRows, verdict: Verdict
     write_page(out / "comparison.html", pages, f"{old_id} refreshed", head)
     facts = {
         "accepted": verdict.accepted,
+        "organs": verdict.organs,
         "worse": verdict.worse,
         "old": old.facts,
         "new": new.facts,

@@ -54,11 +54,21 @@ class Verdict:
         return not self.worse
 
     @property
+    def organs(self) -> int:
+        """How many organs were judged: none where no pair of the test side has labels."""
+        return sum(change.region != BODY for change in self.changes)
+
+    @property
     def sentence(self) -> str:
         """For people."""
-        if self.accepted:
-            return "Not worse in any region beyond the interval: exported."
-        return f"Worse beyond the interval in {', '.join(self.worse).replace('_', ' ')}: not exported."
+        if not self.accepted:
+            return f"Worse beyond the interval in {', '.join(self.worse).replace('_', ' ')}: not exported."
+        if not self.organs:
+            return (
+                "Not worse beyond the interval in the body as a whole: exported. No organ was judged, since"
+                " the pairs have no labels: a person has to look before it is put to use."
+            )
+        return f"Not worse beyond the interval in the body and the {self.organs} organs judged: exported."
 
 
 def judge(old: PhaseRows, new: PhaseRows) -> Verdict:
