@@ -24,7 +24,7 @@ from engine.phantom.phantom import Phantom
 from engine.volume import Float32, Volume
 from train.config import DataConfig, Phase
 from train.metrics import Mask
-from train.real import Pair, PairsUnusable, listed_pairs, onto, read_volume, same_place
+from train.real import Pair, PairsUnusable, listed_pairs, onto, read_upright, same_place
 from train.split import Side
 
 LABEL_FILE = "labels.nii.gz"
@@ -89,12 +89,12 @@ def folder_cases(folder: Path, side: Side = "test") -> Iterator[Case]:
         raise PairsUnusable(f"{folder}: no pair is on the {side} side of the split")
     names = _names(folder / NAMES_FILE)
     for number, (ncct, phases) in enumerate(files.items(), 1):
-        source = read_volume(ncct)
+        source = read_upright(ncct)
         yield Case(
             name=f"pair {number}",
             seed=number,
             source=source,
-            phases={phase: onto(read_volume(pair.phase), source.geometry) for phase, pair in phases.items()},
+            phases={phase: onto(read_upright(pair.phase), source.geometry) for phase, pair in phases.items()},
             body=body_mask(source),
             labels=_labels(ncct.parent / LABEL_FILE, source) if names else None,
             names=names,
@@ -149,7 +149,7 @@ def _names(file: Path) -> Mapping[str, int] | None:
 def _labels(file: Path, source: Volume) -> NDArray[np.uint8] | None:
     if not file.is_file():
         return None
-    found = read_volume(file)
+    found = read_upright(file)
     if not same_place(found.geometry, source.geometry):
         raise PairsUnusable(
             f"{file}: {found.geometry.shape} voxels, or another place, than its NCCT, {source.geometry.shape}"

@@ -38,6 +38,8 @@ OUTSIDE_HU = -1024.0
 ENHANCED_HU = 40.0
 CENTRES = 512
 SAME_PLACE_MM = 0.1
+PREPARED = 2
+"""Raise it when the same files give other voxels: cached pairs are then made anew."""
 
 
 class PairsUnusable(Exception):
@@ -117,16 +119,10 @@ def split_digest(config: DataConfig) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def read_volume(path: Path) -> Volume:
-    """A NIfTI, MetaImage or NRRD file in LPS. Raises PairsUnusable."""
-    try:
-        return to_volume(sitk.ReadImage(str(path), sitk.sitkFloat32))
-    except (RuntimeError, ValueError) as error:
-        raise PairsUnusable(f"{path}: {error}") from error
-
-
 def read_upright(file: Path) -> Volume:
-    """A volume with slices upward, rows to the back, columns to the left. Raises PairsUnusable."""
+    """A NIfTI, MetaImage or NRRD file, however its axes are stored: slices go upward, rows to the back,
+    columns to the left, as the engine has them; a network knows no mirrored patient. Raises PairsUnusable.
+    """
     try:
         image = sitk.DICOMOrient(sitk.ReadImage(str(file), sitk.sitkFloat32), "LPS")
         return to_volume(image)
@@ -170,8 +166,8 @@ def _prepare(config: DataConfig, cache: Path, source: Path, target: Path) -> Pat
     if stem.with_suffix(".npy").exists():
         return stem
     cache.mkdir(parents=True, exist_ok=True)
-    volume = read_volume(source)
-    moved = onto(read_volume(target), volume.geometry)
+    volume = read_upright(source)
+    moved = onto(read_upright(target), volume.geometry)
     grid = model_grid(volume.geometry, whole(volume.geometry), config.spacing_mm)
     ncct, phase = to_model(volume.hu, grid), to_model(moved, grid)
     if any(n < c for n, c in zip(ncct.shape, config.crop, strict=True)):
@@ -225,7 +221,7 @@ def _digest(config: DataConfig, *files: Path) -> str:
         facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     except FileNotFoundError as error:
         raise PairsUnusable(f"{error.filename}: named in {LIST} and not there") from None
-    text = json.dumps([facts, config.spacing_mm, config.crop])
+    text = json.dumps([PREPARED, facts, config.spacing_mm, config.crop])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -90,6 +90,17 @@ def test_labels_are_rounded_and_what_is_no_label_is_refused(prepared: Path, tmp_
             next(folder_cases(folder))
 
 
+def test_a_case_is_the_same_however_its_axes_are_stored(prepared: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(prepared, tmp_path / "pairs")
+    for file in (folder / "secret-2").iterdir():
+        sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(file)), "RAS"), str(file))
+    plain, turned = next(folder_cases(prepared)), next(folder_cases(folder))
+    assert turned.labels is not None
+    assert np.array_equal(turned.labels, plain.labels)
+    assert np.array_equal(turned.source.hu, plain.source.hu)
+    assert np.allclose(turned.phases["venous"], plain.phases["venous"], atol=0.1)
+
+
 def test_the_body_of_a_pair_is_the_phantoms_body_give_or_take_a_rim() -> None:
     case = phantom_case(make_phantom(2, COARSE), with_oracle=False)
     found = body_mask(case.source)

@@ -21,7 +21,7 @@ from train.data import (
     training_pairs,
     validation_pairs,
 )
-from train.real import PairsUnusable, folder_pairs, listed_pairs, onto, read_volume
+from train.real import PairsUnusable, folder_pairs, listed_pairs, onto, read_upright
 
 SMALL = DataConfig(
     crop=(8, 16, 16),
@@ -178,13 +178,22 @@ def test_a_list_without_the_phase_and_a_file_that_is_no_volume(converted: Path, 
 
 def test_a_volume_keeps_its_place_when_read(tmp_path: Path) -> None:
     write(tmp_path / "v.mha", np.arange(24.0).reshape(2, 3, 4), (3.0, 2.0, 1.0), (5.0, 6.0, 7.0))
-    volume = read_volume(tmp_path / "v.mha")
+    volume = read_upright(tmp_path / "v.mha")
     assert volume.geometry.shape == (2, 3, 4)
     assert volume.geometry.position_of((1, 2, 3)) == pytest.approx((5 + 3, 6 + 4, 7 + 3))
     back = onto(volume, volume.geometry)
     assert np.allclose(back, volume.hu)
     moved = Geometry((2, 3, 4), (3.0, 2.0, 1.0), origin_mm=(500.0, 0.0, 0.0))
     assert (onto(Volume(volume.hu, moved), volume.geometry) == -1024).all()
+
+
+def test_a_pair_is_learnt_alike_however_its_axes_are_stored(converted: Path, tmp_path: Path) -> None:
+    config = real(converted, organ_bias=1.0)
+    as_lps = training_pairs(config, tmp_path / "cache").batch(0, 0, 4)
+    for file in converted.glob("case-*/ct.nii.gz"):
+        sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(file)), "RAS"), str(file))
+    as_ras = training_pairs(config, tmp_path / "another").batch(0, 0, 4)
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(as_lps, as_ras, strict=True))
 
 
 def listed(converted: Path, *rows: str) -> Path:
