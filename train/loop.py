@@ -228,12 +228,15 @@ def shared(run: Run, values: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def keep(run: Run, with_picture: bool) -> None:
-    """Measure the held-out crops and write the checkpoint of this moment; rank 0's business alone."""
+    """Write the checkpoint of this moment and measure the held-out crops; rank 0's business alone.
+
+    In this order: whoever is told to end may be killed before everything is measured and recorded.
+    """
     if not run.fabric.is_global_zero:
         return
+    save(run)
     samples = held_out_samples(run, run.plan.loop.validation_crops)
     run.monitor.record(validate(samples))
-    save(run)
     if with_picture:
         draw(run, samples)
 

@@ -10,7 +10,7 @@ import platform
 import resource
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,22 +102,27 @@ class Monitor:
     ) -> None:
         if self._progress:
             self._progress.stop()
-        for recorder in self._recorders:
-            recorder.close()
+        self._tell(lambda recorder: recorder.close())
 
     def record(self, values: Mapping[str, float]) -> None:
         """Write the numbers of this step."""
         self.latest.update(values)
-        for recorder in self._recorders:
-            for name, value in values.items():
-                recorder.scalar(name, value, self.budget.step)
+        self._tell(lambda recorder: _write(recorder, values, self.budget.step))
         if self.speaks:
             self._show()
 
     def picture(self, file: Path) -> None:
         """Hand a drawn sample picture on."""
-        for recorder in self._recorders:
-            recorder.picture("samples", file, self.budget.step)
+        self._tell(lambda recorder: recorder.picture("samples", file, self.budget.step))
+
+    def _tell(self, what: Callable[[Recorder], None]) -> None:
+        """Tell every recorder. One that fails hears nothing more: training goes on and waits for none."""
+        for recorder in tuple(self._recorders):
+            try:
+                what(recorder)
+            except Exception as error:  # whatever a disk or somebody's server answers
+                self._recorders.remove(recorder)
+                log.warning("nothing more is recorded by %s: %s", type(recorder).__name__, error)
 
     def _show(self) -> None:
         text = " ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in self.latest.items())
@@ -129,6 +134,11 @@ class Monitor:
         elif time.monotonic() - self._last_line > 10:
             self._last_line = time.monotonic()
             log.info("%s: %s: %s", self.title, head, text)
+
+
+def _write(recorder: Recorder, values: Mapping[str, float], step: int) -> None:
+    for name, value in values.items():
+        recorder.scalar(name, value, step)
 
 
 def _cpu_model() -> str:

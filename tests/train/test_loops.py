@@ -232,6 +232,18 @@ def resumed(
     return straight, halves
 
 
+def test_the_checkpoint_is_there_before_anything_is_measured(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(run: loop.Run, count: int) -> list[Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "held_out_samples", killed)
+    with pytest.raises(KeyboardInterrupt):
+        one.train_autoencoder(changed(trained.config, 2), tmp_path / "run", trained.cache)
+    assert ckpt.load(tmp_path / "run" / ckpt.NAME).step == 2
+
+
 def test_resuming_under_another_length_is_refused(trained: Any) -> None:
     with pytest.raises(ckpt.CheckpointUnusable, match="another configuration"):
         one.train_autoencoder(changed(trained.config, 7), trained.stage_one, trained.cache, resume=True)

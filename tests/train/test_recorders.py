@@ -10,6 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from train import run as run_module
 from train.budget import Budget, Every
 from train.config import ExtraMissing, LoopConfig, RecordConfig
 from train.pictures import Sample, draw_samples
@@ -29,6 +30,40 @@ def test_a_picture_is_drawn_and_shown_in_tensorboard(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert events.Tags()["images"] == ["samples"]
     assert [(e.step, e.value) for e in events.Scalars("loss/rec")] == [(3, 0.5)]
+
+
+class Unreachable:
+    """A server that went away."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        self.asked += 1
+        raise ConnectionError("nobody answers")
+
+    def picture(self, name: str, file: Path, step: int) -> None:
+        raise ConnectionError("nobody answers")
+
+    def close(self) -> None:
+        raise ConnectionError("nobody answers")
+
+
+def test_a_recorder_that_fails_is_a_line_in_the_log_and_hears_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = Unreachable()
+    open_recorders = run_module.open_recorders
+    monkeypatch.setattr(run_module, "open_recorders", lambda *asked: [gone, *open_recorders(*asked)])
+    with Monitor(tmp_path, Budget(LoopConfig(), step=3), "stage") as monitor:
+        for value in (0.5, 0.25):
+            monitor.record({"loss/rec": value, "loss/sim": value})
+    assert gone.asked == 1
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "nothing more is recorded by Unreachable: nobody answers"
+    ]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.value for event in events.Scalars("loss/sim")] == [0.5, 0.25]
 
 
 def test_all_ranks_but_the_first_are_silent(tmp_path: Path) -> None:
