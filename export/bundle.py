@@ -182,7 +182,9 @@ def _card(checkpoint: Path) -> dict[str, Any]:
     if not file.is_file():
         return digest
     card = json.loads(file.read_text())
-    kept = ("started", "ended", "machine", "parameters", "latest", "stage_one", "stage_two", "finished")
+    kept = (
+        "started", "ended", "machine", "parameters", "latest", "stage_one", "stage_two", "finished", "data",
+    )  # fmt: skip
     return digest | {key: card[key] for key in kept if key in card}
 
 

@@ -26,7 +26,7 @@ from train import checkpoint as ckpt
 from train import ranks
 from train.ahead import Ahead, Batches
 from train.budget import Budget, Every, StopRequest, learning_rate, stop_on_signal
-from train.config import LoopConfig, OptimiserConfig, RunConfig
+from train.config import DataConfig, LoopConfig, OptimiserConfig, RunConfig
 from train.data import Pairs, data_digest, split_digest, training_pairs, validation_pairs
 from train.onednn import WholeGradients
 from train.pictures import Sample, draw_samples
@@ -132,6 +132,8 @@ class Run:
     held_out: Pairs
     monitor: Monitor
     out: Path
+    data: Mapping[str, str]
+    """Digests of what is learnt from and of the split, as ``identity`` says them."""
 
     @property
     def file(self) -> Path:
@@ -165,7 +167,8 @@ def train(
         batches = method.begin(pairs, resume or start_from is not None)
         if fabric.device.type != "cpu":
             batches = Ahead(batches)
-        run = Run(plan, fabric, method, budget, batches, held_out, monitor, out)
+        data = identity(config.data)
+        run = Run(plan, fabric, method, budget, batches, held_out, monitor, out, data)
         with stop_on_signal() as stop, WholeGradients():
             steps(run, stop)
     if fabric.is_global_zero:
@@ -344,14 +347,40 @@ def pick_up(file: Path, resume: bool, plan: Plan, fabric: Fabric, method: Method
         return
     found = ckpt.load(file, plan.stage)
     ckpt.require_same(file, found, plan.config.digest(plan.stage))
+    require_same_patients(file, found, plan.config.data)
     method.restore(found.states)
     fabric.strategy.precision.load_state_dict(dict(found.extras.get("precision", {})))
     budget.step, budget.elapsed_s = found.step, found.elapsed_s
     ckpt.restore_rng(found.rng)
 
 
+def identity(config: DataConfig) -> dict[str, str]:
+    """Digests of all that is learnt from and of who is on which side. Raises PairsUnusable."""
+    return {"digest": data_digest(config), "split_digest": split_digest(config)}
+
+
+def require_same_patients(file: Path, found: ckpt.Checkpoint, config: DataConfig) -> None:
+    """Refuse another split than ``found`` was learnt by: a model would be watched on whom it has learnt.
+
+    Where volumes changed it is said. Checkpoints of earlier versions know neither and go on. Raises
+    CheckpointUnusable.
+    """
+    known: Mapping[str, str] | None = found.extras.get("data")
+    if known is None:
+        return
+    now = identity(config)
+    if known["split_digest"] != now["split_digest"]:
+        raise ckpt.CheckpointUnusable(
+            file,
+            f"was learnt by another split of the patients ({known['split_digest'][:12]}, now"
+            f" {now['split_digest'][:12]}): put back the list it was learnt by, or begin with stage 1",
+        )
+    if known["digest"] != now["digest"]:
+        log.warning("%s: the volumes have changed since (%s, now %s)", file, known["digest"], now["digest"])
+
+
 def save(run: Run) -> None:
-    """Write the checkpoint of this moment; ``extras`` has the state of fp16's scaler."""
+    """Write the checkpoint of this moment; ``extras`` has the state of fp16's scaler and ``identity``."""
     plan, budget, precision = run.plan, run.budget, run.fabric.strategy.precision.state_dict()
     ckpt.save(
         run.file,
@@ -365,7 +394,7 @@ def save(run: Run) -> None:
             max_minutes=budget.loop.max_minutes,
             states=run.method.states(),
             rng=ckpt.rng_state(),
-            extras={"precision": precision} if precision else {},
+            extras={"data": dict(run.data)} | ({"precision": precision} if precision else {}),
         ),
     )
 
@@ -389,7 +418,7 @@ def card(run: Run, pairs: Pairs, started: str) -> dict[str, Any]:
         "started": started,
         "ended": now_utc(),
         "latest": run.monitor.latest,
-        "data": {"digest": data_digest(config.data), "split_digest": split_digest(config.data)},
+        "data": dict(run.data),
         "training_cases": len(pairs.cases),
         "validation_cases": len(run.held_out.cases),
         "machine": machine(),

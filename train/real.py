@@ -19,6 +19,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache as remembered
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,13 @@ def _prepare(config: DataConfig, cache: Path, source: Path, target: Path) -> Pat
 
 
 def _content_digest(file: Path) -> str:
+    stat = file.stat()
+    return _digest_of_bytes(file, stat.st_size, stat.st_mtime_ns)
+
+
+@remembered
+def _digest_of_bytes(file: Path, size: int, mtime_ns: int) -> str:
+    """Read once a process though several checks ask: the pairs of hundreds of patients take minutes."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -26,7 +26,7 @@ from train import checkpoint as ckpt
 from train.ahead import Batches
 from train.config import TrainConfig
 from train.data import Pairs
-from train.loop import Parts, Plan, count_parameters, descend, set_rate, train
+from train.loop import Parts, Plan, count_parameters, descend, require_same_patients, set_rate, train
 from train.recompute import recompute
 from train.s2ldm import losses
 from train.s2ldm.autoencoder import SyncreticAutoencoder
@@ -76,6 +76,7 @@ def load_frozen(folder: Path, config: TrainConfig) -> tuple[SyncreticAutoencoder
     file = ckpt.file_of(folder)
     found = ckpt.load(file, STAGE_ONE)
     ckpt.require_same(file, found, config.digest(STAGE_ONE))
+    require_same_patients(file, found, config.data)
     autoencoder = SyncreticAutoencoder(config.autoencoder)
     autoencoder.load_state_dict(ckpt.averaged(found.states["ema"]))
     return freeze(autoencoder), found.facts()

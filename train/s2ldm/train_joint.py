@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from train import checkpoint as ckpt
 from train.config import TrainConfig
 from train.data import Pairs
-from train.loop import Parts, Plan, count_parameters, descend, set_rate, train
+from train.loop import Parts, Plan, count_parameters, descend, require_same_patients, set_rate, train
 from train.recompute import recompute
 from train.s2ldm import losses
 from train.s2ldm.autoencoder import SyncreticAutoencoder
@@ -103,6 +103,7 @@ def load_translator(folder: Path, config: TrainConfig) -> tuple[LatentTranslator
     file = ckpt.file_of(folder)
     found = ckpt.load(file, STAGE_TWO)
     ckpt.require_same(file, found, config.digest(STAGE_TWO))
+    require_same_patients(file, found, config.data)
     if config.diffusion.formulation != "bridge" or config.diffusion.sigma > 0:
         formulation, sigma = config.diffusion.formulation, config.diffusion.sigma
         raise ckpt.CheckpointUnusable(
