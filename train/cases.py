@@ -7,7 +7,7 @@ and labels where the user has them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from engine.body import find_body
+from engine.errors import VolumeUnsupported
 from engine.phantom import LABELS
 from engine.phantom.calibre import thin_vessels
 from engine.phantom.oracle import Expected, expected_images
@@ -36,6 +37,9 @@ CONTROLS = ("fat", "bone", "air", "muscle")
 """What must not change."""
 MOST_LABEL = np.iinfo(np.uint8).max
 OUTSIDE_BODY = ("air", "table")
+
+Skip = Callable[[str, VolumeUnsupported], None]
+"""Told of a case that a model cannot be measured on, by name, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +82,34 @@ def phantom_case(phantom: Phantom, with_oracle: bool = True) -> Case:
     )
 
 
-def folder_cases(folder: Path, side: Side = "test") -> Iterator[Case]:
+def refuse(case: str, error: VolumeUnsupported) -> None:
+    """Where every case has to be measured. Raises PairsUnusable, with the case's name."""
+    raise PairsUnusable(f"{case}: {error}")
+
+
+def folder_cases(folder: Path, side: Side = "test", skip: Skip = refuse) -> Iterator[Case]:
     """The pairs of one side of a prepared folder's split, with labels where they lie beside the NCCT.
 
-    Cases are called by their place in the list, not by patient. Raises PairsUnusable where the list, a volume
-    or a label file cannot be used, or the side is empty.
+    Cases are called by their place in the list, not by patient; ``skip`` is told of one with nobody in it.
+    Raises PairsUnusable where the list, a volume or a label file cannot be used, or the side is empty.
     """
     files = _files_of(folder, side)
     if not files:
         raise PairsUnusable(f"{folder}: no pair is on the {side} side of the split")
     names = _names(folder / NAMES_FILE)
     for number, (ncct, phases) in enumerate(files.items(), 1):
-        source = read_upright(ncct)
+        source, name = read_upright(ncct), f"pair {number}"
+        try:
+            body = body_mask(source)
+        except VolumeUnsupported as error:
+            skip(name, error)
+            continue
         yield Case(
-            name=f"pair {number}",
+            name=name,
             seed=number,
             source=source,
             phases={phase: onto(read_upright(pair.phase), source.geometry) for phase, pair in phases.items()},
-            body=body_mask(source),
+            body=body,
             labels=_labels(ncct.parent / LABEL_FILE, source) if names else None,
             names=names,
         )

@@ -12,7 +12,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from engine.errors import BundleInvalid, ProviderMissing
+from engine.errors import BundleInvalid, ProviderMissing, VolumeUnsupported
 from engine.phantom import PhantomOptions
 from engine.session import SessionPolicy
 from train.checkpoint import CheckpointUnusable
@@ -199,6 +199,11 @@ def evaluate(
     from train.report import show_tables, write_picture  # noqa: PLC0415
 
     policy = SessionPolicy.model_validate({"provider": provider, "threads": threads})
+    skipped: list[str] = []
+
+    def skip(case: str, error: VolumeUnsupported) -> None:
+        skipped.append(f"{case}: {error}")
+
     seeds = [] if pairs else list(range(phantom_seed, phantom_seed + cases))
     if (ncct is None) != (labels is None):
         raise typer.BadParameter("--ncct and --labels go together")
@@ -207,29 +212,35 @@ def evaluate(
         if ncct and labels:
             _show_real(ncct, labels, labels_are, folders, policy, as_json)
             return
-        measured = folder_cases(pairs) if pairs else evaluation.phantom_cases(seeds, slices)
+        measured = folder_cases(pairs, skip=skip) if pairs else evaluation.phantom_cases(seeds, slices)
         if sweep_steps:
             who: dict[str, Any] = {} if pairs else {"seeds": seeds, "slices": slices}
             _sweep(folders, measured, who, policy, steps, out, as_json)
             return
-        found = evaluation.run(folders, measured, policy)
+        found = evaluation.run(folders, measured, policy, skip=skip)
         if picture:
             write_picture(picture, folders, phantom_seed, policy)
     except (ConfigError, BundleInvalid, ProviderMissing) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_CONFIG) from None
-    except PairsUnusable as error:
+    except (PairsUnusable, VolumeUnsupported) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_FAILED) from None
+    if not found and not skipped:
+        typer.echo(f"{pairs}: no pair on the test side has the phase of a bundle", err=True)
+        raise typer.Exit(EXIT_FAILED)
     if html:
         from train.html import write_page  # noqa: PLC0415
 
         write_page(html, found)
-    result = evaluation.as_json(found) | {"seeds": seeds}
+    result = evaluation.as_json(found) | {"seeds": seeds} | ({"skipped": skipped} if skipped else {})
     if as_json:
         typer.echo(json.dumps(result))
     else:
         show_tables(result)
+    if skipped:
+        typer.echo("\n".join(["not measured:", *skipped]), err=True)
+        raise typer.Exit(EXIT_FAILED)
 
 
 def _show_real(

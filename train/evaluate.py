@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 import engine.bundle
 from config.load import load_settings
 from engine.body import find_body
+from engine.errors import VolumeUnsupported
 from engine.grid import model_grid
 from engine.phantom import PhantomOptions, make_phantom
 from engine.pipeline import Engine, open_engine, plan_for
@@ -27,7 +28,7 @@ from engine.session import SessionPolicy
 from engine.tiles import TiledAxis
 from engine.volume import Float32, Volume
 from train.bars import release_bars
-from train.cases import ORGANS, Case, phantom_case
+from train.cases import ORGANS, Case, Skip, phantom_case, refuse
 from train.measure import Row, Zones, measure
 from train.metrics import PAPER_WINDOW_HU, Mask
 from train.statistics import (
@@ -108,15 +109,22 @@ def run(
     policy: SessionPolicy,
     progress: Progress | None = None,
     of: int = 0,
+    skip: Skip = refuse,
 ) -> dict[str, PhaseRows]:
-    """Every bundle on every case that has its phase. ``of`` is how many cases ``progress`` is told of."""
+    """Every bundle on every case that has its phase. ``of`` is how many cases ``progress`` is told of.
+
+    ``skip`` is told of a case that an engine does not take. Raises PairsUnusable if it does.
+    """
     engines = [open_engine(folder, policy) for folder in bundles]
     found = {e.bundle.manifest.phase: PhaseRows(describe(e)) for e in engines}
     for number, case in enumerate(cases, 1):
         for engine_ in engines:
             phase = engine_.bundle.manifest.phase
             if phase in case.phases:
-                measure_case(engine_, case, found[phase])
+                try:
+                    measure_case(engine_, case, found[phase])
+                except VolumeUnsupported as error:
+                    skip(f"{case.name}, {phase}", error)
             if progress:
                 progress(phase, number, of)
     return {phase: rows for phase, rows in found.items() if rows.cases}

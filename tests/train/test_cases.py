@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from typer.testing import CliRunner
 
 from engine.phantom import LABELS, Phantom, PhantomOptions, make_phantom
+from engine.session import SessionPolicy
 from engine.volume import Geometry, Volume
+from node.cli import app
 from train.cases import body_mask, folder_cases, phantom_case
 from train.real import PairsUnusable
+from train.refresh.run import Request, measured
 
 COARSE = PhantomOptions(shape=(16, 48, 48), spacing_mm=(15.0, 8.0, 8.0), phases=("ncct", "venous"))
 
@@ -99,6 +105,50 @@ def test_a_case_is_the_same_however_its_axes_are_stored(prepared: Path, tmp_path
     assert np.array_equal(turned.labels, plain.labels)
     assert np.array_equal(turned.source.hu, plain.source.hu)
     assert np.allclose(turned.phases["venous"], plain.phases["venous"], atol=0.1)
+
+
+@pytest.fixture
+def odd(prepared: Path, tmp_path: Path) -> Path:
+    """The same pairs and, on the test side, one without a body and one of slices that are far too wide."""
+    folder = shutil.copytree(prepared, tmp_path / "pairs")
+    phantom = make_phantom(3, COARSE)
+    wide = replace(phantom.geometry, spacing_mm=(60.0, 8.0, 8.0))
+    air = np.full_like(phantom.phases["ncct"], -1000.0)
+    for name, geometry, ncct in (("air", phantom.geometry, air), ("wide", wide, phantom.phases["ncct"])):
+        for phase, hu in (("ncct", ncct), ("venous", phantom.phases["venous"])):
+            write(replace(phantom, geometry=geometry), hu, folder / name / f"{phase}.nii.gz")
+    with (folder / "pairs.tsv").open("a") as stream:
+        stream.writelines(f"{n}/ncct.nii.gz\t{n}/venous.nii.gz\t{n}\ttest\n" for n in ("air", "wide"))
+    return folder
+
+
+def test_pairs_that_a_model_does_not_take_are_named_and_the_others_measured(
+    odd: Path, translator_bundle: Callable[..., Path]
+) -> None:
+    words = ["evaluate", "--pairs", str(odd), "--provider", "cpu", "--threads", "1", "--json"]
+    done = CliRunner().invoke(app, [*words, "--bundle", str(translator_bundle("venous"))])
+    assert done.exit_code == 1
+    result = json.loads(done.stdout)
+    assert result["phases"]["venous"]["cases"] == 2
+    assert [line.split(":")[0] for line in result["skipped"]] == ["pair 3", "pair 4, venous"]
+    assert "not measured:\npair 3: nothing in the volume is denser" in done.stderr
+    nobody = CliRunner().invoke(app, [*words, "--bundle", str(translator_bundle("arterial"))])
+    assert nobody.exit_code == 1
+    (odd / "pairs.tsv").write_text("".join((odd / "pairs.tsv").read_text().splitlines(True)[:-2]))
+    nobody = CliRunner().invoke(app, [*words, "--bundle", str(translator_bundle("arterial"))])
+    assert nobody.exit_code == 1
+    assert "no pair on the test side has the phase of a bundle" in nobody.stderr
+    assert nobody.stdout == ""
+
+
+def test_a_refresh_names_them_all_before_anything_is_learnt(
+    odd: Path, tmp_path: Path, translator_bundle: Callable[..., Path]
+) -> None:
+    wanted = Request(
+        translator_bundle("venous"), odd, tmp_path, tmp_path, [], 1.0, 0.1, SessionPolicy(provider="cpu")
+    )
+    with pytest.raises(PairsUnusable, match=r"pair 3: nothing in the volume.*; pair 4, venous: "):
+        measured(wanted.bundle, wanted)
 
 
 def test_the_body_of_a_pair_is_the_phantoms_body_give_or_take_a_rim() -> None:

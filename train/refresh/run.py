@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from engine.bundle import Bundle, file_sha256, read_bundle
 from engine.cases import LIST as CASES_LIST
+from engine.errors import VolumeUnsupported
 from engine.session import SessionPolicy
 from train import checkpoint as ckpt
 from train.cases import folder_cases
@@ -196,8 +197,19 @@ def go_on(config: RunConfig, start: ckpt.Checkpoint, request: Request) -> Path:
 
 
 def measured(bundle: Path, request: Request) -> PhaseRows:
-    """The rows of the test side. Raises PairsUnusable where nobody there has the bundle's phase."""
-    found = measure([bundle], folder_cases(request.cases), request.policy)
+    """The rows of the test side. Raises PairsUnusable where a pair of it cannot be measured or none has the
+    bundle's phase.
+    """
+    left_out: list[str] = []
+
+    def skip(case: str, error: VolumeUnsupported) -> None:
+        left_out.append(f"{case}: {error}")
+
+    found = measure([bundle], folder_cases(request.cases, skip=skip), request.policy, skip=skip)
+    if left_out:
+        raise PairsUnusable(
+            f"{request.cases}: take out of {PAIRS_LIST} what cannot be measured: {'; '.join(left_out)}"
+        )
     if not found:
         raise PairsUnusable(f"{request.cases}: nobody on the test side has the bundle's phase")
     return next(iter(found.values()))
