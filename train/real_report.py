@@ -18,6 +18,8 @@ from engine.phantom.enhancement import PHASES, SIZE_POWER, TISSUES, Tissue
 from engine.pipeline import open_engine
 from engine.session import SessionPolicy
 from engine.volume import Volume
+from train.bars import CONTROL_HU
+from train.cases import CONTROLS
 from train.evaluate import describe
 from train.painting import (
     MIXED,
@@ -37,7 +39,8 @@ SEED = 0
 ENHANCES_HU = 10.0
 """An organ whose expected rise is less is judged as one that should stay."""
 STAYS_HU = 15.0
-"""Further than this from its expectation, an organ that should stay did not."""
+"""Further than this from its expectation, an organ that should stay did not; muscle, fat and bone did not
+where they changed by what a release may not (``train.bars``)."""
 WIDE = (0.5, 2.0)
 """Between these shares of the average patient's rise, a rise is one that a patient might have."""
 LEAST_VOXELS = 20
@@ -181,19 +184,22 @@ def _phase_words(organs: Sequence[Organ], phase: str) -> str:
     text += f" twice what the average patient gains{_listed(fit)}"
     text += f"; less{_listed(less)}" if less else ""
     text += f"; more{_listed(more)}" if more else ""
-    still = {o["tissue"]: _gained(o, phase) for o in organs if _expected(o, phase) < ENHANCES_HU}
-    moved = {
-        o["tissue"]: still[o["tissue"]]
-        for o in organs
-        if o["tissue"] in still and abs(still[o["tissue"]] - _expected(o, phase)) > STAYS_HU
-    }
-    if moved:
-        text += "; did not stay" + _listed([f"{_written(n)} {gained:+.0f} HU" for n, gained in moved.items()])
-    elif still:
-        text += "; what should stay stayed" + _listed(
-            [f"{_written(n)} {v:+.0f} HU" for n, v in still.items()]
-        )
+    still = [organ for organ in organs if _expected(organ, phase) < ENHANCES_HU]
+    for verdict, stayed in (("what should stay stayed", True), ("did not stay", False)):
+        found = [_still_words(organ, phase) for organ in still if _stayed(organ, phase) == stayed]
+        text += f"; {verdict}{_listed(found)}" if found else ""
     return text + "."
+
+
+def _stayed(organ: Organ, phase: str) -> bool:
+    if organ["tissue"] in CONTROLS:
+        return abs(_gained(organ, phase)) < CONTROL_HU
+    return abs(_gained(organ, phase) - _expected(organ, phase)) <= STAYS_HU
+
+
+def _still_words(organ: Organ, phase: str) -> str:
+    limit = CONTROL_HU if organ["tissue"] in CONTROLS else STAYS_HU
+    return f"{_written(organ['tissue'])} {_gained(organ, phase):+.0f} of ±{limit:g} HU"
 
 
 def _listed(names: Sequence[str]) -> str:

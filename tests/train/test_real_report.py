@@ -82,7 +82,7 @@ def test_the_paragraph_names_what_gained_too_little_or_too_much_and_what_did_not
     text = words(
         [
             organ("liver", 50, 54), organ("portal_vein", 30, 132), organ("spleen", 200, 77),
-            organ("muscle", 30, 7), organ("gallbladder", 1, 0),
+            organ("muscle", 6, 7), organ("fat", -4, 0), organ("gallbladder", 11, 0), organ("bowel", 20, 2),
         ],
         ["venous"],
     )  # fmt: skip
@@ -90,14 +90,20 @@ def test_the_paragraph_names_what_gained_too_little_or_too_much_and_what_did_not
     assert "(liver)" in text
     assert "less (portal vein 23%)" in text
     assert "more (spleen 260%)" in text
-    assert "did not stay (muscle +30 HU)" in text
+    assert "what should stay stayed (fat -4 of ±5 HU, gallbladder +11 of ±15 HU)" in text
+    assert "did not stay (muscle +6 of ±5 HU, bowel +20 of ±15 HU)" in text
     assert "do not carry over" in text
 
 
 def test_the_paragraph_claims_nothing_of_the_patient_where_all_is_well() -> None:
-    text = words([organ("liver", 50, 54), organ("muscle", 6, 7)], ["venous"])
-    assert "what should stay stayed (muscle +6 HU)" in text
+    text = words([organ("liver", 50, 54), organ("muscle", 4, 7)], ["venous"])
+    assert "what should stay stayed (muscle +4 of ±5 HU)" in text
     assert "no evidence that this patient would enhance so" in text
+
+
+def test_the_kept_paragraph_is_what_is_said_of_the_kept_figures() -> None:
+    kept = json.loads((Path(__file__).resolve().parents[2] / "docs" / "real-ct.json").read_text())
+    assert words(kept["organs"], sorted(kept["models"])) == kept["words"]
 
 
 def test_the_average_rise_falls_with_the_size_of_the_body() -> None:
