@@ -78,6 +78,14 @@ class DataConfig(Frozen):
             raise ValueError(f"window_hu {self.window_hu} is narrower than 100 HU")
         return self
 
+    @model_validator(mode="after")
+    def _crop_lies_in_a_phantom(self) -> DataConfig:
+        """Pairs of a folder are looked at when they are read."""
+        sizes = zip(self.crop, self.phantom_shape, strict=True)
+        if self.source == "phantom" and any(crop > size for crop, size in sizes):
+            raise ValueError(f"crop {self.crop} is larger than phantom_shape {self.phantom_shape}")
+        return self
+
 
 class OptimiserConfig(Frozen):
     """AdamW with a linear warm-up, then cosine or constant over the share of the budget that is spent."""

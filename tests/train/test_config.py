@@ -90,6 +90,7 @@ def test_the_demo_fits_two_hours_and_one_thread_a_phase() -> None:
         ("[data]\nphaze = 'venous'", "data.phaze"),
         ("[autoencoder.loss]\nsim = -1.0", "autoencoder.loss.sim"),
         ("[data]\nwindow_hu = [100.0, 120.0]", "narrower than 100 HU"),
+        ("[data]\ncrop = [16, 96, 96]\nphantom_shape = [96, 64, 96]", "is larger than phantom_shape"),
         ("[data]\ncrop = [15, 96, 96]", "multiples of"),
         ("[autoencoder]\nchannels = [12, 64]", "norm_groups"),
         ("[autoencoder]\nres_blocks = [1]", "differ in length"),
