@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from train.bars import Bar, organ_error, release_bars
-from train.cases import CONTROLS
+from train.cases import CONTROLS, ORGANS
 from train.kept import slim
 from train.measure_row import load_planes
 from train.rows import Preset, Row
@@ -29,7 +29,6 @@ RELEASED = ("s2ldm", "shipped")
 """Rows that are held against what a release has to reach."""
 PHASES = ("arterial", "venous")
 ABSENT = "–"
-SHOWN_ORGANS = ("aorta", "portal_vein", "liver", "renal_cortex", "spleen", "pancreas")
 
 DIFFERENT_DATA = """\
 **These are not the paper's data.** The paper's figures come from 164 and 170 patients of one hospital,
@@ -41,8 +40,8 @@ ORACLE = """\
 *Oracle* adds to each source the rise that its anatomy lets one expect. A patient's own level of
 enhancement is not in an unenhanced scan, so no method can beat it on average in an organ. It keeps the
 source's grain, which the truth does not share; *without grain* is the expectation itself, which nobody
-beats in squared error."""
-ORGANS = """\
+beats in squared error before volumes are clipped to the window, as they are for these figures."""
+ORGAN_NOTE = """\
 Mean absolute error of the organ's mean HU over patients, ± standard deviation, with the 95 % interval
 of the mean; in brackets the slope of enhancement over patients (1 follows each, 0 gives everybody the
 average)."""
@@ -98,7 +97,7 @@ def page(found: Found, table: Mapping[str, Row], preset: Preset, pictures: Seque
         "## Table 2: parts of S²LDM, venous",
         _table(_image_table(found, ablation, ("venous",))),
         "## Organs",
-        ORGANS,
+        ORGAN_NOTE,
     ]
     for phase in PHASES:
         parts += [f"### {phase.capitalize()}", _table(_organ_table(found, table, phase))]
@@ -155,10 +154,10 @@ def _paper(row: Row, phase: str) -> str:
 
 
 def _organ_table(found: Found, table: Mapping[str, Row], phase: str) -> Iterator[Sequence[str]]:
-    yield ("method", *(organ.replace("_", " ") for organ in SHOWN_ORGANS))
+    yield ("method", *(organ.replace("_", " ") for organ in ORGANS))
     for name, row in table.items():
         if phase in row.phases:
-            yield (row.title, *(_organ_cell(found.get((name, phase)), organ) for organ in SHOWN_ORGANS))
+            yield (row.title, *(_organ_cell(found.get((name, phase)), organ) for organ in ORGANS))
 
 
 def _organ_cell(result: Mapping[str, Any] | None, organ: str) -> str:
@@ -251,7 +250,7 @@ def best_bars(found: Found, table: Mapping[str, Row], name: str, phase: str) -> 
         "reached": is_ours,
     }
     lost, kept = [], 0
-    for organ in SHOWN_ORGANS:
+    for organ in ORGANS:
         means = {each: organ_means(found[each, phase], organ) for each in names}
         if not all(len(values) for values in means.values()):
             continue

@@ -15,6 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from train.budget import StopRequest
+from train.cases import ORGANS
 from train.compare import (
     ComparisonChanged,
     ComparisonStopped,
@@ -346,6 +347,12 @@ def test_what_a_comparison_method_does_better_is_named() -> None:
     assert not organs["reached"]
     assert organs["measured"] == "1 of 2 organs; aorta 40.0 HU, pix2pix 20.0 HU"
     assert list(best_bars({("s2ldm", "venous"): found["s2ldm", "venous"]}, ROWS, "s2ldm", "venous")) == []
+
+
+def test_the_organs_tables_have_a_column_for_all_that_is_measured() -> None:
+    columns = " | ".join(organ.replace("_", " ") for organ in ORGANS)
+    assert page({}, ROWS, PRESETS["cpu"]).count(f"| method | {columns} |") == 2
+    assert "ivc" in ORGANS
 
 
 def test_a_page_without_results_says_so() -> None:
