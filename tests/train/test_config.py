@@ -27,6 +27,9 @@ def test_the_paper_configuration_says_what_the_paper_prints() -> None:
     assert paper.diffusion.mask.alpha == 2.0
     assert paper.diffusion.timesteps == 1000
     assert paper.diffusion.loop.batch == 2
+    pairs = {"arterial": 164, "venous": 170}[paper.data.phase] * 4 // 5
+    for loop, epochs in ((paper.autoencoder.loop, 1000), (paper.diffusion.loop, 5000)):
+        assert loop.steps == epochs * pairs // loop.batch
 
 
 def test_the_paper_configuration_leaves_out_what_the_paper_does_not_have() -> None:
