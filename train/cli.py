@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 EXIT_CONFIG = 78
 EXIT_FAILED = 1
+DEVELOPMENT_SEEDS = range(8200, 8300)
+"""Phantoms to try things out on: no training and no published figure uses them."""
 HELD_OUT_SEED = 9000
 DEFAULT_CACHE = Path("runs/cache")
 
@@ -141,7 +143,9 @@ def evaluate(
     phantom_seed: Annotated[
         int,
         typer.Option(
-            "--phantom-seed", min=0, help="Seed of the first phantom; training uses those below 9000."
+            "--phantom-seed",
+            min=0,
+            help="Seed of the first phantom. Training uses those below 8200; try things out on 8200 to 8299.",
         ),
     ] = HELD_OUT_SEED,
     cases: Annotated[int, typer.Option("--cases", min=1, help="How many phantoms.")] = 3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from engine.bundle import read_bundle
 from engine.volume import Geometry, Volume
 from train import data as data_module
-from train.config import DataConfig
+from train.cli import DEVELOPMENT_SEEDS, HELD_OUT_SEED
+from train.config import DataConfig, read_table
 from train.data import (
     Pairs,
     data_digest,
@@ -22,6 +25,9 @@ from train.data import (
     validation_pairs,
 )
 from train.real import PairsUnusable, folder_pairs, listed_pairs, onto, read_upright
+from train.rows import PRESETS, SHIPPED
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 SMALL = DataConfig(
     crop=(8, 16, 16),
@@ -83,6 +89,25 @@ def test_validation_uses_other_patients(pairs: Pairs, cache: Path) -> None:
 def test_training_never_uses_the_seeds_of_the_evaluation() -> None:
     used = range(SMALL.first_seed, SMALL.first_seed + DataConfig().phantoms)
     assert max(used) < DataConfig().validation_seed < 9000
+
+
+def test_nothing_is_learnt_from_or_published_of_the_seeds_for_development() -> None:
+    configs = REPOSITORY / "config" / "train"
+    used: set[int] = set()
+    for file in configs.rglob("*.toml"):
+        data = DataConfig.model_validate(read_table(file).get("data", {}))
+        used |= {*range(data.first_seed, data.first_seed + data.phantoms)}
+        used |= {*range(data.validation_seed, data.validation_seed + data.validation_phantoms)}
+    for folder in SHIPPED.iterdir():
+        used |= {*read_bundle(folder).manifest.metrics["seeds"]}
+    for preset in PRESETS.values():
+        used |= {*range(preset.first_seed, preset.first_seed + preset.cases)}
+    used |= {*json.loads((REPOSITORY / "docs" / "steps.json").read_text())["seeds"], HELD_OUT_SEED}
+    assert len(used) > 200
+    assert not used & {*DEVELOPMENT_SEEDS}
+    for page in ("training.md", "evaluation.md"):
+        text = (REPOSITORY / "docs" / page).read_text()
+        assert f"{DEVELOPMENT_SEEDS[0]} to {DEVELOPMENT_SEEDS[-1]}" in text
 
 
 def test_the_window_becomes_minus_one_to_one() -> None:
