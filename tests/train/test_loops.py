@@ -20,7 +20,7 @@ from lightning.fabric.plugins import MixedPrecision
 from train import checkpoint as ckpt
 from train import loop
 from train import run as run_module
-from train.config import TrainConfig, load_train_config
+from train.config import LoopConfig, TrainConfig, load_train_config
 from train.data import data_digest, split_digest, training_pairs
 from train.s2ldm import train_autoencoder as one
 from train.s2ldm import train_diffusion as two
@@ -129,10 +129,15 @@ def test_pictures_by_steps_change_no_number_and_no_digest(trained: Any, tmp_path
     assert not (tmp_path / "plain" / "pictures").exists()
 
 
-def scaled(network: torch.nn.Module) -> tuple[Fabric, Any, Any]:
+def in_half_precision() -> Fabric:
     """fp16 with its gradient scaler, which Fabric by itself offers on GPUs alone."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
-    fabric = Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler))
+    return Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler))
+
+
+def scaled(network: torch.nn.Module) -> tuple[Fabric, Any, Any]:
+    """A network and its optimiser under it."""
+    fabric = in_half_precision()
     network, optimiser = fabric.setup(network, torch.optim.AdamW(network.parameters(), lr=0.1))
     return fabric, network, optimiser
 
@@ -162,6 +167,30 @@ def test_latents_are_scaled_to_unit_deviation(trained: Any) -> None:
     pairs = training_pairs(trained.config.data, trained.cache)
     again = two.latent_scale(trained.config, fabric, frozen, pairs)
     assert states["scale"] == pytest.approx(again, rel=1e-6)
+
+
+def test_a_stage_in_fp16_resumes_to_the_bit_with_its_scaler(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(settings: LoopConfig) -> Fabric:
+        fabric = in_half_precision()
+        fabric.seed_everything(settings.seed, verbose=False)
+        fabric.launch()
+        return fabric
+
+    monkeypatch.setattr(loop, "start", start)
+    values = changed(trained.config, 4).model_dump()
+    values["autoencoder"]["loop"] |= {"precision": "16-mixed", "batch": 1}
+    config = TrainConfig.model_validate(values)
+
+    def run(out: str, resume: bool = False) -> Path:
+        return one.train_autoencoder(config, tmp_path / out, trained.cache, resume)
+
+    straight, halves = resumed(run, monkeypatch)
+    assert same(straight.states, halves.states)
+    assert straight.extras["precision"]["scale"] < 2.0**16
+    assert straight.extras == halves.extras
+    assert latest(tmp_path / "halves")["psnr/rebuilt"] > 0
 
 
 @pytest.mark.parametrize("adversarial", [0.0, 0.1])
