@@ -34,18 +34,33 @@ def tiny() -> TrainConfig:
 
 
 @pytest.fixture(scope="session")
-def two_ranks() -> Callable[..., None]:
-    """Runs ``two_ranks.py`` with the places it is given, in two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def two_ranks(free_port: Callable[[], int]) -> Callable[..., None]:
+    """Runs ``two_ranks.py`` with the places it is given, in two processes of one machine or of two.
+
+    Two machines are two agents of torchrun that meet at a port.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run"]
     script = Path(__file__).with_name("two_ranks.py")
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
-    def run(*places: Path) -> None:
-        words = [*command, str(script), *map(str, places)]
-        done = subprocess.run(
-            words, env=environment, capture_output=True, text=True, check=False, timeout=800
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+    def run(*places: Path, machines: int = 1) -> None:
+        where = ["--standalone", "--nproc-per-node=2"]
+        if machines == 2:
+            where = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=two"]
+            where += [f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
+        words = [*command, *where, str(script), *map(str, places)]
+        agents = [
+            subprocess.Popen(
+                words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+            for _ in range(machines)
+        ]
+        try:
+            said = [agent.communicate(timeout=800)[1] for agent in agents]
+        finally:
+            for agent in agents:
+                agent.kill()
+        assert [agent.returncode for agent in agents] == [0] * machines, "".join(said)[-3000:]
 
     return run
 

@@ -152,6 +152,21 @@ def test_two_ranks_have_the_losses_of_one_at_twice_the_batch(
         assert together == pytest.approx(alone, abs=1e-5), name
 
 
+@pytest.mark.timeout(300)
+def test_two_machines_have_the_losses_of_one_at_twice_the_batch(
+    cache: Path, tmp_path: Path, two_ranks: Callable[..., None]
+) -> None:
+    whole, half = (toy("unet25d", 3, loop={"batch": n, "log_steps": 1}) for n in (2, 1))
+    METHODS["unet25d"].trainer()(whole, tmp_path / "alone", cache)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "unet25d.json").write_text(half.model_dump_json())
+    two_ranks(tmp_path / "half", tmp_path / "ranks", cache, machines=2)
+    together, alone = (losses(tmp_path / who) for who in ("ranks/unet25d", "alone"))
+    assert json.loads((tmp_path / "ranks" / "unet25d" / "run.json").read_text())["ranks"] == 2
+    assert together
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
 def losses(folder: Path) -> dict[str, float]:
     """Those of the last step that had them, by name."""
     return {
