@@ -30,7 +30,7 @@ from train.budget import StopRequest, stop_on_signal
 from train.config import TrainConfigInvalid, merged, read_table
 from train.data import PHANTOM_VERSION
 from train.kept import fetch, keep
-from train.measure_row import Spec
+from train.measure_row import Spec, write_json
 from train.results import write_results
 from train.rows import CONFIGS, PRESETS, ROWS, BudgetTooSmall, Preset, Row, is_trained
 
@@ -77,6 +77,11 @@ class Job:
     def config(self) -> Path:
         """The row's configuration with this comparison's budget."""
         return self.folder / "config" / f"{self.key}.toml"
+
+    @property
+    def wall(self) -> Path:
+        """Seconds that its processes took so far, by kind; in ``result`` once that is there."""
+        return self.folder / "wall" / f"{self.key}.json"
 
     @property
     def log(self) -> Path:
@@ -372,10 +377,26 @@ def _attempt(job: Job, stop: StopRequest, lock: int, say: Say, left_s: Callable[
             return f"{job.key}: asked to stop before {step.words}"
         started = time.monotonic()
         status = _run(job, step, stop, lock)
+        _add_seconds(job, step, time.monotonic() - started)
         if status or not step.is_done():
             return f"{job.key}: {step.words} ended with {status}: see {job.log}"
         say(f"{job.key}: {step.words}, {(time.monotonic() - started) / 60:.1f} min")
+    _put_seconds_into_result(job)
     return ""
+
+
+def _add_seconds(job: Job, step: Step, seconds: float) -> None:
+    """Count a process, finished or stopped: train, export or measure."""
+    spent: dict[str, float] = json.loads(job.wall.read_text()) if job.wall.exists() else {}
+    kind = step.words.split()[0]
+    job.wall.parent.mkdir(parents=True, exist_ok=True)
+    write_json(job.wall, spent | {kind: spent.get(kind, 0.0) + seconds})
+
+
+def _put_seconds_into_result(job: Job) -> None:
+    spent = json.loads(job.wall.read_text())
+    write_json(job.result, json.loads(job.result.read_text()) | {"wall_seconds": spent})
+    job.wall.unlink()
 
 
 def _run(job: Job, step: Step, stop: StopRequest, lock: int) -> int:

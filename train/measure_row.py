@@ -63,9 +63,9 @@ def measure_row(spec: Spec) -> None:
         rows.append(measure(case, spec.phase, made, spec.window_hu, zones))
         if seed == spec.first_seed:
             save_planes(spec.out.with_suffix(".npz"), planes(case, spec.phase, made))
-        _write(begun, header | {"rows": rows, "seconds": seconds})
+        write_json(begun, header | {"rows": rows, "seconds": seconds})
     ran = {"machine": machine(), "commit": commit()}
-    _write(spec.out, header | ran | {"rows": rows, "seconds": float(np.mean(seconds))})
+    write_json(spec.out, header | ran | {"rows": rows, "seconds": float(np.mean(seconds))})
     begun.unlink(missing_ok=True)
 
 
@@ -78,7 +78,8 @@ def _measured(begun: Path, header: Mapping[str, Any]) -> tuple[list[Row], list[f
     return (rows, seconds) if found == json.loads(json.dumps(header)) else ([], [])
 
 
-def _write(file: Path, content: Mapping[str, Any]) -> None:
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(content) + "\n")
     temporary.replace(file)

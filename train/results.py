@@ -110,7 +110,8 @@ def page(found: Found, table: Mapping[str, Row], preset: Preset, pictures: Seque
         for phase in PHASES
         if (name, phase) in found and ("oracle", phase) in found
     ]
-    parts += ["## What each row had", machines(found), _table(_budget_table(found, table))]
+    parts += ["## What each row had", machines(found), _wall_clock(found, preset, wanted)]
+    parts += [_table(_budget_table(found, table))]
     parts += [f"![Rows of the {name.split('-')[-1].split('.')[0]} phase](images/{name})" for name in pictures]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -281,6 +282,19 @@ def machines(found: Found) -> str:
     }
     commits = {str(result["commit"])[:12] for result in found.values() if result.get("commit")}
     return f"Made on: {'; '.join(sorted(kinds))}. Versions: {', '.join(sorted(commits))}." if kinds else ""
+
+
+def _wall_clock(found: Found, preset: Preset, wanted: int) -> str:
+    """What the whole table took, where every row says it; rows of earlier versions do not."""
+    spent = [result["wall_seconds"] for result in found.values() if "wall_seconds" in result]
+    if len(spent) < wanted:
+        return ""
+    hours = {
+        kind: sum(row.get(kind, 0.0) for row in spent) / 3600 / preset.side_by_side
+        for kind in ("train", "export", "measure")
+    }
+    parts = ", ".join(f"{kind} {value:.2f}" for kind, value in hours.items())
+    return f"Wall-clock hours, {preset.side_by_side} rows side by side: {sum(hours.values()):.2f} ({parts})."
 
 
 def _budget_table(found: Found, table: Mapping[str, Row]) -> Iterator[Sequence[str]]:

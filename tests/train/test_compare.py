@@ -5,6 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import os
+import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from train import checkpoint
 from train.budget import StopRequest
 from train.cases import ORGANS
 from train.compare import (
@@ -81,6 +86,49 @@ def test_a_comparison_runs_from_nothing_to_its_page(compared: Path) -> None:
     assert (compared / "docs" / "images" / "results-venous.png").stat().st_size > 5000
 
 
+def test_every_row_says_how_long_its_processes_took_and_the_page_their_sum(compared: Path) -> None:
+    found = read_results(compared, TABLE)
+    assert found["identity", "venous"]["wall_seconds"].keys() == {"measure"}
+    spent = found["s2ldm", "venous"]["wall_seconds"]
+    assert spent.keys() == {"train", "export", "measure"}
+    hours = sum(sum(result["wall_seconds"].values()) for result in found.values()) / 3600
+    text = (compared / "docs" / "results.md").read_text()
+    assert f"Wall-clock hours, 1 rows side by side: {hours:.2f} (train " in text
+    assert list((compared / "wall").iterdir()) == []
+    older = {key: {k: v for k, v in row.items() if k != "wall_seconds"} for key, row in found.items()}
+    assert "Wall-clock" not in page(older, TABLE, TOY)
+    assert "Wall-clock" not in page(found | {("oracle", "venous"): older["oracle", "venous"]}, TABLE, TOY)
+
+
+def test_a_comparison_told_to_stop_while_a_stage_learns_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    often = {"unet25d.loop": {"checkpoint_minutes": 0.005, "validation_crops": 1}}
+    table = {"unet25d": replace(TABLE["unet25d"], changes=SMALL_UNET | often)}
+    toy, run = replace(TOY, steps=200), tmp_path / "runs" / "unet25d-venous" / "unet25d"
+
+    def stop_when_it_learns() -> None:
+        while not (run / "checkpoint.pt").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=stop_when_it_learns, daemon=True)
+    watcher.start()
+    with pytest.raises(ComparisonStopped, match="train unet25d ended with 0"):
+        compare(toy, tmp_path, tmp_path / "r.md", table)
+    stopped = checkpoint.load(run / "checkpoint.pt").step
+    assert 0 < stopped < 200
+    assert not read_json(run / "run.json")["finished"]
+    spent = read_json(tmp_path / "wall" / "unet25d-venous.json")["train"]
+    said: list[str] = []
+    compare(toy, tmp_path, tmp_path / "r.md", table, say=said.append)
+    assert [line.split(",")[0] for line in said[3:]] == [
+        "unet25d-venous: train unet25d", "unet25d-venous: export", "unet25d-venous: measure",
+    ]  # fmt: skip
+    card = read_json(run / "run.json")
+    assert card["finished"]
+    assert card["steps"] > stopped
+    assert read_results(tmp_path, table)["unet25d", "venous"]["wall_seconds"]["train"] > spent
+
+
 def test_stage_1_alone_is_an_autoencoder_of_its_own_that_is_told_to_translate(compared: Path) -> None:
     card = json.loads((compared / "bundles" / "stage1-venous" / "bundle.json").read_text())
     assert card["sampler"]["formulation"] == "literal"
@@ -133,7 +181,7 @@ def test_a_measurement_goes_on_from_its_last_phantom(compared: Path, tmp_path: P
     spec = Spec.model_validate_json((compared / "specs" / f"{job.key}.json").read_text())
     spec = spec.model_copy(update={"out": tmp_path / "identity-venous.json"})
     whole = json.loads(job.result.read_text())
-    first = {key: value for key, value in whole.items() if key not in ("machine", "commit")}
+    first = {key: value for key, value in whole.items() if key not in ("machine", "commit", "wall_seconds")}
     begun = first | {"rows": [whole["rows"][0] | {"case": "kept from before"}], "seconds": [0.0]}
     (tmp_path / "identity-venous.part.json").write_text(json.dumps(begun))
     measure_row(spec)
