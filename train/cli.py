@@ -199,7 +199,7 @@ def evaluate(
     """Measure bundles on phantoms that were not used in training, beside the source as it is."""
     from config.load import ConfigError  # noqa: PLC0415
     from train import evaluate as evaluation  # noqa: PLC0415
-    from train.cases import folder_cases  # noqa: PLC0415
+    from train.cases import folder_cases, refuse  # noqa: PLC0415
     from train.report import show_tables, write_picture  # noqa: PLC0415
 
     policy = SessionPolicy.model_validate({"provider": provider, "threads": threads})
@@ -216,7 +216,9 @@ def evaluate(
         if ncct and labels:
             _show_real(ncct, labels, labels_are, folders, policy, as_json)
             return
-        measured = folder_cases(pairs, skip=skip) if pairs else evaluation.phantom_cases(seeds, slices)
+        measured = evaluation.phantom_cases(seeds, slices)
+        if pairs:
+            measured = folder_cases(pairs, skip=refuse if sweep_steps else skip)
         if sweep_steps:
             who: dict[str, Any] = {} if pairs else {"seeds": seeds, "slices": slices}
             _sweep(folders, measured, who, policy, steps, out, as_json)

@@ -141,6 +141,13 @@ def test_pairs_that_a_model_does_not_take_are_named_and_the_others_measured(
     assert nobody.stdout == ""
 
 
+def test_a_sweep_of_steps_needs_every_pair(odd: Path, translator_bundle: Callable[..., Path]) -> None:
+    words = ["evaluate", "--pairs", str(odd), "--provider", "cpu", "--threads", "1", "--sweep-steps"]
+    done = CliRunner().invoke(app, [*words, "--bundle", str(translator_bundle("venous"))])
+    assert done.exit_code == 1
+    assert "pair 3: nothing in the volume is denser" in done.stderr
+
+
 def test_a_refresh_names_them_all_before_anything_is_learnt(
     odd: Path, tmp_path: Path, translator_bundle: Callable[..., Path]
 ) -> None:
