@@ -30,6 +30,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 from pynetdicom.sop_class import Verification
+from pynetdicom.transport import ThreadedAssociationServer
 
 from config.intake import SeriesLimits
 from config.settings import Settings
@@ -53,6 +54,9 @@ os.environ["PATH"] = os.pathsep.join(
 
 PEERS = ("storescu", "storescp", "echoscu", "findscu", "Orthanc")
 REPOSITORY = Path(__file__).resolve().parents[1]
+REJECTIONS = {"for now": (0x02, 0x03, 0x02), "for good": (0x01, 0x01, 0x07)}
+"""Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 Table 9-21): transient, local limit exceeded;
+permanent, called AE title not recognised."""
 
 
 def missing_peers() -> list[str]:
@@ -167,12 +171,15 @@ class Storescp:
     """DCMTK's storescp at ``port`` that keeps what it takes in ``folder``, by SOP Instance UID.
 
     ``become`` starts it, and again with other options: a good one without, a bad one by its own switches.
+    ``reject`` puts one in its place that lets nobody in: its own ``--refuse`` gives no reason, and its
+    ``--reject`` is for those that do not name their implementation.
     """
 
     def __init__(self, folder: Path, port: int) -> None:
         self.ae_title = "PEER"
         self.folder, self.port = folder, port
         self._process: subprocess.Popen[bytes] | None = None
+        self._rejecting: ThreadedAssociationServer | None = None
         folder.mkdir()
 
     def become(self, *options: str) -> Storescp:
@@ -186,12 +193,28 @@ class Storescp:
             time.sleep(0.05)
         raise TimeoutError("storescp does not listen")
 
+    def reject(self, how_long: str) -> None:
+        """Answer every request for an association with one of :data:`REJECTIONS`."""
+        self.stop()
+
+        def answer(event: evt.Event) -> None:
+            event.assoc.acse.send_reject(*REJECTIONS[how_long])
+            event.assoc.is_rejected = True
+            event.assoc.kill()
+
+        ae = AE(ae_title=self.ae_title)
+        ae.add_supported_context(Verification)
+        address, handlers = ("127.0.0.1", self.port), [(evt.EVT_REQUESTED, answer)]
+        self._rejecting = ae.start_server(address, block=False, evt_handlers=handlers)
+
     def stop(self) -> None:
         """Let it vanish, in the middle of whatever it is at."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        self._process = None
+        if self._rejecting is not None:
+            self._rejecting.shutdown()
+        self._process = self._rejecting = None
 
     def fall_silent(self) -> None:
         """Stop it in its tracks: the kernel takes connections, and nobody answers."""

@@ -1,15 +1,17 @@
 """Archives that refuse, abort, sleep, fall silent and vanish, all at once, beside one that is well.
 
-DCMTK's storescp plays them all. S2NODE_RESULTS says how many results are made in each of the two phases:
-while every archive is well, and while all but one are bad. Then they are mended. The full form measures that
-the archive that is well waits no more than a lane's tick longer. The short form measures no time: there the
-node has more patience with a bad archive than the test has, so that a lane that waits for another's is seen.
+DCMTK's storescp plays them, but for the two that reject us with a reason. S2NODE_RESULTS says how many
+results are made in each of the two phases: while every archive is well, and while all but one are bad. Then
+they are mended. The full form measures that the archive that is well waits no more than a lane's tick longer.
+The short form measures no time: there the node has more patience with a bad archive than the test has, so
+that a lane that waits for another's is seen.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 
 import pytest
 from pydicom import dcmread
@@ -24,14 +26,16 @@ pytestmark = pytest.mark.peers
 
 BAD = {
     "refuses": lambda archive: archive.become("--refuse"),
-    "rejects": lambda archive: archive.become("--reject"),
+    "rejects-for-now": lambda archive: archive.reject("for now"),
+    "rejects-for-good": lambda archive: archive.reject("for good"),
     "aborts-after": lambda archive: archive.become("--abort-after"),
     "aborts-during": lambda archive: archive.become("--abort-during"),
     "sleeps": lambda archive: archive.become("--sleep-during", "30"),
     "silent": lambda archive: archive.fall_silent(),
     "vanished": lambda archive: archive.stop(),
 }
-"""How each turns bad. "rejects" does so only to callers that do not name their implementation: we do."""
+"""How each turns bad. "refuses" is a rejection without a reason, which may pass; "rejects-for-good" alone
+leaves its results to a person."""
 WELL = "well"
 EVERY_S = 1.0
 """Seconds between two results."""
@@ -65,15 +69,26 @@ def test_bad_archives_have_everything_once_when_mended_and_delay_no_other(
             broken = rig.until(
                 lambda: [each for each in ledger.destinations(archives) if each.breaker.opened_at]
             )
+            assert rig.until(lambda: all(is_refused(ledger, job_id) for job_id in jobs[results:]))
             bad_for_s = time.monotonic() - bad_since
+            put_off = sum(
+                each.attempt
+                for job_id in jobs
+                for each in ledger.deliveries(job_id)
+                if each.destination == WELL
+            )
             for archive in archives.values():
                 archive.become()
-            rig.until(lambda: all(ledger.job(job_id).state is State.DELIVERED for job_id in jobs), 1200)
+            retried = Counter()
+
+            def is_delivered():
+                for job in ledger.jobs([State.PARKED]):
+                    retried[job.id] += ledger.retry(job.id, time.time()) is State.BUILT
+                return all(ledger.job(job_id).state is State.DELIVERED for job_id in jobs)
+
+            rig.until(is_delivered, 1200)
             undelivered = sum(ledger.job(job_id).state is not State.DELIVERED for job_id in jobs)
             assert victim.stop() == 0
-        put_off = sum(
-            each.attempt for job_id in jobs for each in ledger.deliveries(job_id) if each.destination == WELL
-        )
         waits = {phase: [wait_s(ledger, job_id) for job_id in part] for phase, part in split(jobs, results)}
         expected = {
             output.sop_instance_uid: output.path for job_id in jobs for output in ledger.outputs(job_id)
@@ -93,6 +108,7 @@ def test_bad_archives_have_everything_once_when_mended_and_delay_no_other(
             "bad archives": len(BAD),
             "seconds they were bad": round(bad_for_s),
             "breakers open then": len(broken),
+            "results that a person sent on, once each": len(retried),
             "results not delivered everywhere when mended": undelivered,
             "instances missing": missing,
             "instances twice": twice,
@@ -103,6 +119,7 @@ def test_bad_archives_have_everything_once_when_mended_and_delay_no_other(
         },
     )
     assert (undelivered, missing, twice, changed, put_off) == (0, 0, 0, 0, 0)
+    assert retried == dict.fromkeys(jobs[results:], 1)
     assert broken
     if os.environ.get("S2NODE_FAULTS") == "full":
         assert max(waits["beside"]) <= max(waits["alone"]) + DELIVER_CHECK_S
@@ -158,6 +175,11 @@ def outbox_file(path, ledger, job_id):
 def has(ledger, job_id, name):
     """Whether the archive has all of the job."""
     return not ledger.pending_outputs(job_id, name)
+
+
+def is_refused(ledger, job_id):
+    """Whether the archive that rejects for good has left the job to a person."""
+    return any(each.refused for each in ledger.deliveries(job_id) if each.destination == "rejects-for-good")
 
 
 def split(jobs, results):

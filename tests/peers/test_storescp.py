@@ -1,4 +1,4 @@
-"""DCMTK's storescp as a PACS: a good one, and the bad ones its own switches make of it."""
+"""DCMTK's storescp as a PACS: a good one, bad ones by its own switches, and one that rejects us."""
 
 import time
 from random import Random
@@ -15,6 +15,7 @@ from node.destinations import cstore
 from node.errors import DestinationUnreachable
 from node.lane import Means
 from node.ledger import LEDGER_FILE, Ledger, Output, ReceivedInstance
+from node.ledger.deliveries import REFUSED_CODE
 from node.states import State
 
 pytestmark = pytest.mark.peers
@@ -93,24 +94,45 @@ def run_until(lane, condition):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [("--refuse",), ("--reject",), ("--abort-after",), ("--abort-during",), ("--sleep-during", "2"), None],
-    ids=lambda options: "vanishes" if options is None else options[0][2:],
+    "turn",
+    [
+        lambda archive: archive.become("--refuse"),
+        lambda archive: archive.become("--abort-after"),
+        lambda archive: archive.become("--abort-during"),
+        lambda archive: archive.become("--sleep-during", "2"),
+        lambda archive: archive.reject("for now"),
+        lambda archive: archive.stop(),
+    ],
+    ids=["refuses", "aborts-after", "aborts-during", "sleeps", "rejects-for-now", "vanishes"],
 )
-def test_a_bad_peer_has_everything_once_when_it_is_well_again(storescp, lane, ct_files, options):
-    archive = storescp(*(options or ()))
+def test_a_bad_peer_has_everything_once_when_it_is_well_again(storescp, lane, ct_files, turn):
+    archive = storescp()
     delivering = lane(archive)
     ledger = delivering.means.ledger
-    if options is None:
-        archive.stop()
-    if options == ("--reject",):  # rejects those that do not name their implementation: we do
-        assert run_until(delivering, lambda: ledger.job(1).state is State.DELIVERED)
-    else:
-        assert run_until(delivering, lambda: ledger.deliveries(1)[0].attempt >= 2)
-        assert ledger.job(1).state is State.BUILT
+    turn(archive)
+    assert run_until(delivering, lambda: ledger.deliveries(1)[0].attempt >= 2)
+    assert ledger.job(1).state is State.BUILT
     archive.become()
     assert run_until(delivering, lambda: ledger.job(1).state is State.DELIVERED)
-    sent = {ds.SOPInstanceUID: ds for ds in map(dcmread, ct_files)}
+    check_everything_is_there_once(archive, ct_files)
+    assert not delivering.breaker.is_open
+
+
+def test_a_peer_that_rejects_us_for_good_has_everything_once_a_person_has_mended_it(storescp, lane, ct_files):
+    archive = storescp()
+    delivering = lane(archive)
+    ledger = delivering.means.ledger
+    archive.reject("for good")
+    assert run_until(delivering, lambda: ledger.job(1).state is State.PARKED)
+    assert ledger.job(1).code == REFUSED_CODE
+    assert "not recognised" in ledger.job(1).reason
+    archive.become()
+    assert ledger.retry(1, time.time()) is State.BUILT
+    assert run_until(delivering, lambda: ledger.job(1).state is State.DELIVERED)
+    check_everything_is_there_once(archive, ct_files)
+
+
+def check_everything_is_there_once(archive, files):
+    sent = {ds.SOPInstanceUID: ds for ds in map(dcmread, files)}
     assert {ds.SOPInstanceUID: ds for ds in archive.datasets()} == sent
     assert len(archive.datasets()) == len(sent)
-    assert not delivering.breaker.is_open
