@@ -19,6 +19,7 @@ from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -168,24 +169,27 @@ def store_peer() -> Iterator[Callable[..., StorePeer]]:
 
 
 class Storescp:
-    """DCMTK's storescp at ``port`` that keeps what it takes in ``folder``, by SOP Instance UID.
+    """DCMTK's storescp at ``port`` that keeps what it takes in ``folder``.
 
-    ``become`` starts it, and again with other options: a good one without, a bad one by its own switches.
-    ``reject`` puts one in its place that lets nobody in: its own ``--refuse`` gives no reason, and its
-    ``--reject`` is for those that do not name their implementation.
+    Of a SOP Instance UID it keeps what came last; with "+uf" among ``always``, the options that it has
+    whatever it becomes, everything that came. ``become`` starts it, and again with other options: a good one
+    without, a bad one by its own switches. What it cannot be, another one is in its place: ``reject`` lets
+    nobody in (its own ``--refuse`` gives no reason, and its ``--reject`` is for those that do not name their
+    implementation), ``keep_unanswered`` breaks off once it has an instance (it removes such a one).
     """
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, always: Sequence[str] = ()) -> None:
         self.ae_title = "PEER"
-        self.folder, self.port = folder, port
+        self.folder, self.port, self.always = folder, port, always
         self._process: subprocess.Popen[bytes] | None = None
-        self._rejecting: ThreadedAssociationServer | None = None
+        self._in_its_place: ThreadedAssociationServer | None = None
         folder.mkdir()
 
     def become(self, *options: str) -> Storescp:
         """End it where it runs, and start it with these options."""
         self.stop()
-        command = ["storescp", *options, "-aet", self.ae_title, "-od", str(self.folder), str(self.port)]
+        named = ("-aet", self.ae_title, "-od", str(self.folder), str(self.port))
+        command = ["storescp", *self.always, *options, *named]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(400):
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
@@ -195,26 +199,41 @@ class Storescp:
 
     def reject(self, how_long: str) -> None:
         """Answer every request for an association with one of :data:`REJECTIONS`."""
-        self.stop()
 
         def answer(event: evt.Event) -> None:
             event.assoc.acse.send_reject(*REJECTIONS[how_long])
             event.assoc.is_rejected = True
             event.assoc.kill()
 
+        self._replace((evt.EVT_REQUESTED, answer))
+
+    def keep_unanswered(self) -> None:
+        """Keep the first instance of every association, and abort it instead of answering."""
+
+        def keep(event: evt.Event) -> int:
+            (self.folder / f"{uuid4()}.dcm").write_bytes(event.encoded_dataset())
+            event.assoc.abort()
+            return 0x0110
+
+        self._replace((evt.EVT_C_STORE, keep))
+
+    def _replace(self, *handlers: Any) -> None:
+        self.stop()
         ae = AE(ae_title=self.ae_title)
-        ae.add_supported_context(Verification)
-        address, handlers = ("127.0.0.1", self.port), [(evt.EVT_REQUESTED, answer)]
-        self._rejecting = ae.start_server(address, block=False, evt_handlers=handlers)
+        for sop_class in (Verification, CTImageStorage):
+            ae.add_supported_context(sop_class, ALL_TRANSFER_SYNTAXES)
+        self._in_its_place = ae.start_server(
+            ("127.0.0.1", self.port), block=False, evt_handlers=list(handlers)
+        )
 
     def stop(self) -> None:
         """Let it vanish, in the middle of whatever it is at."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        if self._rejecting is not None:
-            self._rejecting.shutdown()
-        self._process = self._rejecting = None
+        if self._in_its_place is not None:
+            self._in_its_place.shutdown()
+        self._process = self._in_its_place = None
 
     def fall_silent(self) -> None:
         """Stop it in its tracks: the kernel takes connections, and nobody answers."""
@@ -222,17 +241,17 @@ class Storescp:
         self._process.send_signal(signal.SIGSTOP)
 
     def datasets(self) -> list[Dataset]:
-        """Everything it keeps."""
-        return [dcmread(path) for path in sorted(self.folder.iterdir())]
+        """Everything it keeps; what it had only begun to write when it vanished is nothing."""
+        return [dcmread(path) for path in sorted(self.folder.iterdir()) if path.stat().st_size]
 
 
 @pytest.fixture
 def storescp(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Callable[..., Storescp]]:
-    """``storescp("--refuse")`` is a :class:`Storescp` that runs with these options, until the test ends."""
+    """``storescp("--refuse", always=["+uf"])`` is a :class:`Storescp` that runs so, until the test ends."""
     started: list[Storescp] = []
 
-    def start(*options: str) -> Storescp:
-        started.append(Storescp(tmp_path / f"storescp{len(started)}", free_port()))
+    def start(*options: str, always: Sequence[str] = ()) -> Storescp:
+        started.append(Storescp(tmp_path / f"storescp{len(started)}", free_port(), always))
         return started[-1].become(*options)
 
     yield start
