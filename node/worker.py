@@ -32,6 +32,7 @@ from engine.session import SessionPolicy
 from engine.synthesis import Synthesis
 from node import log as node_log
 from node.build import build
+from node.clock import SetClock
 from node.flow import WORKER_DIED, Action, Disposition, Failure, attempt, retry_delay_s
 from node.ledger import LEDGER_FILE, Job, Ledger, StaleLease, SynthesisRecord
 from node.ledger.errors import MoveRefused
@@ -47,6 +48,9 @@ log = structlog.get_logger("node.worker")  # not __name__: the process runs this
 
 IDLE_S = 0.1
 """Seconds between two looks into the ledger while there is nothing to do."""
+
+BEATS = 2
+"""Heartbeats for which nothing is taken once the clock was set: a lease holds for as many."""
 
 STALLED_S = 1800.0
 """Seconds without progress after which a job counts as hanging: no tile and no reading takes as long."""
@@ -157,8 +161,11 @@ class Worker:
 
     def run(self) -> None:
         """Work until told to stop."""
+        set_clock = SetClock(self.clock)
         while not self.stopping.is_set():
-            if not self.work_once():
+            if set_clock.moved_s():  # every lease seems to have run out, until it is renewed
+                self.stopping.wait(BEATS * self.settings.worker.heartbeat_s)
+            elif not self.work_once():
                 self.stopping.wait(IDLE_S)
 
     def work_once(self) -> bool:

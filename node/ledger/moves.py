@@ -62,7 +62,7 @@ def follow_clock(db: sqlite3.Connection, now: float, moved_s: float) -> None:
     """No series was heard in the future, none became quieter by a clock set forward, and waits end.
 
     No destination is owed anything for longer than it was, so that no fallback steps in. Leases are left to
-    their owners, who renew them by the new clock; what another worker takes meanwhile is done twice, once.
+    their owners, who renew them by the new clock; workers take nothing until they have.
     """
     db.execute(
         "UPDATE job SET last_received_at = min(?, last_received_at + ?) WHERE state = ?",

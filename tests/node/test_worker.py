@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from random import Random
@@ -25,6 +26,7 @@ from node.states import State
 from node.supervisor import EXIT_CONFIG, on_its_gpu, owner_name
 from node.worker import (
     EXIT_NOT_NOW,
+    IDLE_S,
     Engines,
     HandedBack,
     Heartbeat,
@@ -338,6 +340,27 @@ def test_work_goes_on_until_told_to_stop(bench, new_series):
     thread.join(5)
     assert not thread.is_alive()
     assert bench.ledger.job(job_id).state is State.BUILT
+
+
+def test_a_job_is_not_taken_from_its_worker_when_the_clock_is_set(bench, new_series):
+    job_id = bench.ready(new_series(1))
+    worker = bench.settings.worker
+    assert bench.ledger.lease("another", bench.now, worker.lease_s)
+    waited = []
+
+    class Stopping(Event):
+        def wait(self, seconds):
+            waited.append(seconds)
+            if len(waited) == 1:
+                bench.now += 86_400
+            else:
+                assert bench.ledger.renew(job_id, "another", bench.now, worker.lease_s, 0.5)
+                bench.worker.stopping.set()
+
+    bench.worker = replace(bench.worker, stopping=Stopping())
+    bench.worker.run()
+    assert waited == [IDLE_S, 2 * worker.heartbeat_s]
+    assert bench.ledger.job(job_id).attempt == 1
 
 
 def test_every_setting_of_where_models_run_reaches_them(tmp_path):
