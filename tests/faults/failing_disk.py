@@ -2,9 +2,9 @@
 
     python failing_disk.py receive|work|lanes|without-links SLICE STEP < settings
 
-``receive`` hands instances to the product's own receiver and lets every call that changes a file fail once,
-or fail from then on, with each error; ``work`` does the same to the worker and to a folder destination,
-``lanes`` to the lanes that send, ask, take back and let go.
+``receive`` lets instances come, requests to answer for them, and what an archive holds more of, and lets
+every call that changes a file fail once, or fail from then on, with each error; ``work`` does the same to the
+worker and to a folder destination, ``lanes`` to the lanes that send, ask, take back and let go.
 """
 
 from __future__ import annotations
@@ -31,22 +31,34 @@ from typing import Any
 from conftest import data_set, live, spool_files
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pynetdicom import AE, build_context, evt
 from pynetdicom.dsutils import encode
 
-from config.settings import Settings
+from config.settings import ArchivePeer, Settings, StoreDestination
 from engine.session import SessionPolicy
-from node.archive import Archive
+from node.archive import Archive, matches
 from node.breaker import Breaker
 from node.commitment.ask import AskLane
+from node.commitment.wire import (
+    PUSH_MODEL,
+    PUSH_MODEL_INSTANCE,
+    REQUEST_ACTION,
+    SYNTAXES,
+    Named,
+    written,
+)
 from node.deliver import HOUR_S, DeliverLane
 from node.destinations import folder as folder_destination
+from node.destinations.cstore import associated
 from node.flow import BUG, Failure, attempt
 from node.lane import Means
-from node.ledger import LEDGER_FILE, Job, Ledger
+from node.ledger import LEDGER_FILE, Job, Ledger, Reference
 from node.models import ModelStore
 from node.outbox import put
 from node.outputs.encoding import Instance
+from node.pull.complete import CompleteLane, is_awaited
+from node.pull.query import FIND, GET
 from node.purge import DAY_S, Retention
 from node.receive import COERCED, SUCCESS, Arrival, Receiver
 from node.rejection.lane import NotesLane
@@ -119,12 +131,12 @@ def kind_of(first: str) -> str:
     return f"{call} {path.strip('/').split('/')[0]}"
 
 
-def arrival_of(ds: Dataset) -> Arrival:
+def arrival_of(ds: Dataset, calling_ae: str = "CT") -> Arrival:
     """The instance as it comes over the network."""
     data = encode(ds, False, True)
     assert data is not None
     return Arrival(
-        str(ds.SOPClassUID), str(ds.SOPInstanceUID), ExplicitVRLittleEndian, "CT", memoryview(data)
+        str(ds.SOPClassUID), str(ds.SOPInstanceUID), ExplicitVRLittleEndian, calling_ae, memoryview(data)
     )
 
 
@@ -134,10 +146,24 @@ def is_kept(settings: Settings, ds: Dataset) -> bool:
         jobs = ledger.find_jobs(ds.SeriesInstanceUID)
         held = {each.sop_instance_uid: each for each in ledger.instances(jobs[-1].id)} if jobs else {}
     mine = held.get(ds.SOPInstanceUID)
-    if mine is None or not mine.path.is_file():
-        return False
-    found = mine.path.read_bytes()
-    return sha256(found).hexdigest() == mine.sha256 and found.endswith(arrival_of(ds).data)
+    return mine is not None and is_whole(mine) and mine.path.read_bytes().endswith(arrival_of(ds).data)
+
+
+def is_aside(settings: Settings, ds: Dataset) -> bool:
+    """The same of an instance in quarantine."""
+    with Ledger(settings.storage.data_dir / LEDGER_FILE) as ledger:
+        mine = [each for each in ledger.set_aside() if is_whole(each)]
+    return any(each.path.read_bytes().endswith(arrival_of(ds).data) for each in mine)
+
+
+def is_noted(settings: Settings, asked: Named) -> bool:
+    """The same of the one request for storage commitment that is open."""
+    with Ledger(settings.storage.data_dir / LEDGER_FILE) as ledger:
+        found = ledger.request_due("CT", time.time())
+    return found is not None and (found.transaction_uid, found.references) == (
+        asked.transaction_uid,
+        asked.held,
+    )
 
 
 class Slices:
@@ -156,69 +182,156 @@ class Slices:
         return ds
 
 
-def occasions(slices: Slices, receiver: Receiver, ledger: Ledger) -> dict[str, Callable[[int], Dataset]]:
-    """What may be received; each, given a series number, says which instance comes while the disk fails."""
+class Giver:
+    """An archive that lists ``held`` and sends it by C-GET."""
 
-    def first(series: int) -> Dataset:
-        return slices.of(series)
+    def __init__(self, entry: ArchivePeer) -> None:
+        self.held: list[Dataset] = []
+        ae = AE(ae_title=entry.ae_title)
+        for model in (FIND, GET):
+            ae.add_supported_context(model)
+        ae.add_supported_context(CTImageStorage, ExplicitVRLittleEndian, scu_role=True, scp_role=True)
+        ae.start_server(
+            (entry.host, entry.port),
+            block=False,
+            evt_handlers=[(evt.EVT_C_FIND, self._find), (evt.EVT_C_GET, self._get)],
+        )
 
-    def next_one(series: int) -> Dataset:
-        receiver.take(arrival_of(slices.of(series)))
-        return slices.of(series)
+    def _find(self, event: evt.Event) -> Iterator[tuple[int, Dataset]]:
+        query = event.identifier
+        return ((0xFF00, match) for match in matches(self.held, query, str(query.QueryRetrieveLevel)))
 
-    def again(series: int) -> Dataset:
-        ds = slices.of(series)
-        receiver.take(arrival_of(ds))
-        return ds
+    def _get(self, event: evt.Event) -> Iterator[Any]:
+        named = event.identifier.get("SOPInstanceUID")
+        wanted = [ds for ds in self.held if ds.SOPInstanceUID == named]
+        yield len(wanted)
+        for ds in wanted:
+            yield 0xFF00, ds
 
-    def late(series: int) -> Dataset:
-        receiver.take(arrival_of(slices.of(series)))
-        [job] = ledger.find_jobs(f"2.25.5.{series}")
-        ledger.move(job.id, State.SETTLED, time.time())
-        return slices.of(series)
 
-    def after_a_power_cut(series: int) -> Dataset:
-        ds = slices.of(series)
+@dataclass(frozen=True)
+class Coming:
+    """What comes while the disk fails.
+
+    ``comes`` says whether we then say that we have it, ``is_kept`` whether somebody who opens the ledger
+    afresh finds it, whole.
+    """
+
+    comes: Callable[[], bool]
+    is_kept: Callable[[], bool]
+
+
+class Receives:
+    """What writes because something comes; each of ``OCCASIONS`` gets ready for a series of that number."""
+
+    def __init__(self, settings: Settings, template: Path, opened: ExitStack) -> None:
+        self.settings = settings
+        self.spool = Spool(settings.storage.data_dir)
+        self.ledger = opened.enter_context(Ledger(settings.storage.data_dir / LEDGER_FILE))
+        self.receiver = Receiver(self.spool, self.ledger, 2**24, time.time)
+        self.slices = Slices(template)
+        scp = opened.enter_context(Scp(settings, self.ledger, self.spool))
+        self.node = StoreDestination(
+            name="node", host="127.0.0.1", port=scp.port, ae_title="S2NODE", calling_ae_title="CT"
+        )
+        self.archive = settings.archives[0]
+        self.giver = Giver(self.archive)
+
+    def take(self, ds: Dataset, calling_ae: str = "CT") -> int:
+        return self.receiver.take(arrival_of(ds, calling_ae)).status
+
+    def instance(self, ds: Dataset) -> Coming:
+        return Coming(lambda: self.take(ds) == SUCCESS, lambda: is_kept(self.settings, ds))
+
+    def first(self, series: int) -> Coming:
+        return self.instance(self.slices.of(series))
+
+    def next_one(self, series: int) -> Coming:
+        self.take(self.slices.of(series))
+        return self.instance(self.slices.of(series))
+
+    def again(self, series: int) -> Coming:
+        ds = self.slices.of(series)
+        self.take(ds)
+        return self.instance(ds)
+
+    def late(self, series: int) -> Coming:
+        self.take(self.slices.of(series))
+        self.ledger.move(self.job_of(series).id, State.SETTLED, time.time())
+        return self.instance(self.slices.of(series))
+
+    def after_a_power_cut_left_half_of_it(self, series: int) -> Coming:
+        ds = self.slices.of(series)
         whole = arrival_of(ds).head + bytes(arrival_of(ds).data)
         name = inbox_name(ds.SeriesInstanceUID, ds.SOPInstanceUID, sha256(whole).hexdigest())
-        path = ledger.path.parent / name
+        path = self.spool.root / name
         path.parent.mkdir()
         path.write_bytes(whole[: len(whole) // 2])
-        return ds
+        return self.instance(ds)
 
-    return {
-        "first of a series": first,
-        "next of a series": next_one,
-        "the same again": again,
-        "late": late,
-        "again after a power cut left half of it": after_a_power_cut,
-    }
+    def other_bytes_under_a_known_uid(self, series: int) -> Coming:
+        ds = self.slices.of(series)
+        self.take(ds)
+        ds.PixelData = bytes(len(ds.PixelData))
+        return Coming(lambda: self.take(ds) == COERCED, lambda: is_aside(self.settings, ds))
+
+    def request_to_answer_for_it(self, series: int) -> Coming:
+        ds = self.slices.of(series)
+        while done := self.ledger.request_due("CT", time.time()):
+            self.ledger.close_request(done.id, None, time.time())
+        asked = Named(f"2.25.4.{series}", (Reference(ds.SOPClassUID, ds.SOPInstanceUID),))
+
+        def comes() -> bool:
+            with associated(self.node, [build_context(PUSH_MODEL, list(SYNTAXES))]) as assoc:
+                answer, _ = assoc.send_n_action(
+                    written(asked), REQUEST_ACTION, PUSH_MODEL, PUSH_MODEL_INSTANCE
+                )
+            return bool(answer.get("Status") == SUCCESS)
+
+        return Coming(comes, lambda: is_noted(self.settings, asked))
+
+    def what_its_archive_has_more_of(self, series: int) -> Coming:
+        """We say that we have it where the series no longer waits for its archive."""
+        here, there = self.slices.of(series), self.slices.of(series)
+        self.take(here, self.archive.ae_title)
+        self.giver.held = [here, there]
+        retry, later = self.settings.retry, lambda: time.time() + HOUR_S
+
+        def comes() -> bool:
+            means = Means(self.ledger, retry, Random(1), later, time.monotonic, Event(), lambda: None)
+            lane = CompleteLane(means, self.archive, self.settings, self.receiver.take)
+            for _ in ("fetch it", "ask whether that is all"):
+                attempt(lane.run)
+            return not is_awaited(self.ledger, self.settings, self.job_of(series))
+
+        return Coming(comes, lambda: is_kept(self.settings, here) and is_kept(self.settings, there))
+
+    def job_of(self, series: int) -> Job:
+        return self.ledger.find_jobs(f"2.25.5.{series}")[-1]
+
+    OCCASIONS = (
+        first, next_one, again, late, after_a_power_cut_left_half_of_it, other_bytes_under_a_known_uid,
+        request_to_answer_for_it, what_its_archive_has_more_of,
+    )  # fmt: skip
 
 
 def receive(settings: Settings, template: Path, step: int) -> Tally:
-    tally, fault, series = Tally(Counter()), Fault(), 0
-    spool = Spool(settings.storage.data_dir)
-    with Ledger(settings.storage.data_dir / LEDGER_FILE) as ledger:
-        receiver = Receiver(spool, ledger, 2**24, time.time)
-        for prepare in occasions(Slices(template), receiver, ledger).values():
-            for error in ERRORS.values():
-                for lasting in (False, True):
-                    for number in range(1, MOST_CALLS, step):
-                        series += 1
-                        ds = prepare(series)
-                        with fault.at(number, error, lasting=lasting):
-                            answer = receiver.take(arrival_of(ds))
-                        if not fault.hits:
-                            break
-                        tally.struck[kind_of(fault.first)] += 1
-                        if answer.status == SUCCESS:
-                            tally.kept_all_the_same += 1
-                            tally.false_success += not is_kept(settings, ds)
-                        else:
-                            tally.refused += 1
-                        answer = receiver.take(arrival_of(ds))
-                        tally.not_recovered += answer.status != SUCCESS or not is_kept(settings, ds)
-    left = [path for path in (spool.root / "tmp").iterdir() if path.is_file()]
+    tally, fault, series = Tally(Counter()), Fault(), itertools.count(1)
+    with ExitStack() as opened:
+        receives = Receives(settings, template, opened)
+        for prepare, error, lasting in itertools.product(receives.OCCASIONS, ERRORS.values(), (False, True)):
+            for number in range(1, MOST_CALLS, step):
+                coming = prepare(receives, next(series))
+                with fault.at(number, error, lasting=lasting):
+                    is_promised = coming.comes()
+                if not fault.hits:
+                    break
+                tally.struck[kind_of(fault.first)] += 1
+                tally.kept_all_the_same += is_promised
+                tally.refused += not is_promised
+                tally.false_success += is_promised and not coming.is_kept()
+                tally.not_recovered += not coming.comes() or not coming.is_kept()
+        left = [path for path in (receives.spool.root / "tmp").iterdir() if path.is_file()]
     tally.not_recovered += len(left)
     return tally
 

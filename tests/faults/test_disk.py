@@ -17,6 +17,13 @@ from node.states import State
 
 HERE = Path(__file__).parent
 RETENTION = [name for name in RetentionSettings.model_fields if name.endswith("_days")]
+ARCHIVE = {
+    "name": "archive",
+    "host": "127.0.0.1",
+    "ae_title": "ARCHIVE",
+    "retrieve": "get",
+    "completes": "own",
+}
 FULL_S = 3.0
 """Long enough for every lane and the worker to fail more than once."""
 
@@ -63,8 +70,10 @@ def test_a_disk_that_fails_at_any_write_costs_no_acknowledged_byte(
     settings = quick_settings(
         destinations=destinations_for(what, free_port, tmp_path / "node"),
         retention=dict.fromkeys(RETENTION, 1),
+        requesters=[{"ae_title": "CT", "host": "127.0.0.1"}] if what == "receive" else [],
+        archives=[ARCHIVE | {"port": free_port()}] if what == "receive" else [],
     )
-    step = amount("DISK_STEP", short={"receive": 3, "work": 97, "lanes": 61}[what], full=1)
+    step = amount("DISK_STEP", short={"receive": 5, "work": 97, "lanes": 61}[what], full=1)
     tally = run_failing(what, slices_on_disk(new_series(1), tmp_path / "slices"), step, settings, shim)
     figures(
         f"disk-{what}",
