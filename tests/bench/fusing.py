@@ -1,10 +1,12 @@
-"""What fewer operators behind a normalisation, and two tiles a batch, would win on this machine's CPU.
+"""What other forms of the graphs would win on this machine's CPU: fewer operators behind a normalisation,
+whole convolutions, two tiles a batch, channels that fill vector lanes.
 
 ``python tests/bench/fusing.py [--bundle DIR] [--rounds 21] [--json]``
 
 Each graph of a bundle takes turns with itself (the spread of the measurement), with the same graph whose γ
 and β, a product and a sum behind each normalisation, are one operator, and with the same whose convolutions
-are whole; the encoder with whole convolutions takes turns with the same for two tiles. One thread, and CPU
+are whole; the encoder with whole convolutions takes turns with the same for two tiles. A convolution with
+channels that fill no lanes takes turns with the next larger one that does. One thread, and CPU
 seconds, so that other work on the machine counts for less. Told are ratios to the first of each ("lowered":
 of the first to whole convolutions), and by how much the answers differ.
 """
@@ -46,6 +48,7 @@ def main() -> None:
     bundle = read_bundle(asked.bundle)
     found = {name: fused(bundle, name, asked.rounds) for name in bundle.manifest.graphs}
     found["encoder, whole"] = batched(bundle, asked.rounds)
+    found["channels"] = lanes(asked.rounds)
     if asked.json:
         print(json.dumps(found))
         return
@@ -114,6 +117,31 @@ def batched(bundle: Bundle, rounds: int) -> dict[str, float]:
         "two a batch, a tile": seconds["two"] / 2 / seconds["one"],
         "difference": float(np.abs(two[:1] - one).max()),
     }
+
+
+def lanes(rounds: int) -> dict[str, float]:
+    """Convolutions of the shipped decoder's channels against those of channels rounded up to 16."""
+    found = {}
+    for channels in ((32, 28), (32, 4), (36, 32), (4, 32)):
+        full = tuple(-(-count // 16) * 16 for count in channels)
+        sessions = {"as it is": convolution(*channels), "filled": convolution(*full)}
+        seconds = turns(sessions, {name: _example(each) for name, each in sessions.items()}, rounds)
+        found["{} to {} against {} to {}".format(*channels, *full)] = seconds["as it is"] / seconds["filled"]
+    return found
+
+
+def convolution(channels: int, filters: int) -> ort.InferenceSession:
+    """A 3×3 convolution over as many planes as a lowered one of a shipped tile has."""
+    weight = np.random.default_rng(0).normal(size=(filters, channels, 3, 3)).astype(np.float32)
+    planes = [24, channels, 96, 96], [24, filters, 96, 96]
+    taken, given = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in zip("xy", planes, strict=True)
+    )
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    graph = helper.make_graph([node], "lanes", [taken], [given], [numpy_helper.from_array(weight, "w")])
+    opset = [helper.make_opsetid("", OPSET)]
+    return _session(helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString())
 
 
 def whole(bundle: Bundle, name: str, tiles: int = 1) -> ort.InferenceSession:
