@@ -53,6 +53,12 @@ BARS = """\
 The first is trained for as long as every other row, the second is the model that is shipped, which was
 trained for longer. *Best* among the six is by the mean; whose mean lies within the 95 % interval of the
 best is not told from it."""
+LOST = """\
+What the error of an organ is made of, where another of the six is better than the shipped model: *bias*,
+which all patients share; *rise*, how far the organ's enhancement differs between patients (standard
+deviation, the truth's in brackets); and what the rise goes with: the truth's own, or how dense the organ
+was in the source. The limit's rise is all that a source tells of the truth; what goes with the density
+beyond it is wrong."""
 INTRODUCTION = """\
 Written by `s2node compare`. Every trained row had the same wall-clock time, but for the shipped model, which
 had more. *Stage 1 alone* is an autoencoder of its own that learns to translate, with all the minutes of a
@@ -110,6 +116,9 @@ def page(found: Found, table: Mapping[str, Row], preset: Preset, pictures: Seque
         for phase in PHASES
         if (name, phase) in found and ("oracle", phase) in found
     ]
+    lost = list(_lost_table(found, table))
+    if len(lost) > 1:
+        parts += ["### Where another method is better, and why", LOST, _table(iter(lost))]
     parts += ["## What each row had", machines(found), _wall_clock(found, preset, wanted)]
     parts += [_table(_budget_table(found, table))]
     parts += [f"![Rows of the {name.split('-')[-1].split('.')[0]} phase](images/{name})" for name in pictures]
@@ -235,14 +244,9 @@ def best_bars(found: Found, table: Mapping[str, Row], name: str, phase: str) -> 
 
     The six are the rows that the paper has in that phase's Table 1; ``name`` stands for ours among them.
     """
-    others = [
-        other
-        for other, row in table.items()
-        if row.table == "comparison" and phase in row.paper and other != OURS and (other, phase) in found
-    ]
-    if not others:
+    names = _six(found, table, name, phase)
+    if len(names) < 2:
         return
-    names = (name, *others)
     ssim = {each: [1 - v for v in _body(found, each, phase, "ssim")] for each in names}
     best, is_ours = _best(ssim, name)
     yield {
@@ -251,11 +255,7 @@ def best_bars(found: Found, table: Mapping[str, Row], name: str, phase: str) -> 
         "reached": is_ours,
     }
     lost, kept = [], 0
-    for organ in ORGANS:
-        means = {each: organ_means(found[each, phase], organ) for each in names}
-        if not all(len(values) for values in means.values()):
-            continue
-        best, is_ours = _best({each: np.abs(m[:, 2] - m[:, 1]) for each, m in means.items()}, name)
+    for organ, best, is_ours in _best_of_organs(found, names, phase):
         kept += is_ours
         if not is_ours:
             ours, theirs = (organ_error(found[each, phase]["rows"], organ) for each in (name, best))
@@ -265,6 +265,50 @@ def best_bars(found: Found, table: Mapping[str, Row], name: str, phase: str) -> 
         "measured": "; ".join([f"{kept} of {kept + len(lost)} organs", *lost]),
         "reached": not lost,
     }
+
+
+def _six(found: Found, table: Mapping[str, Row], name: str, phase: str) -> tuple[str, ...]:
+    """``name`` and the finished ones of the paper's other methods."""
+    others = (
+        other
+        for other, row in table.items()
+        if row.table == "comparison" and phase in row.paper and other != OURS and (other, phase) in found
+    )
+    return (name, *others)
+
+
+def _best_of_organs(found: Found, names: Sequence[str], phase: str) -> Iterator[tuple[str, str, bool]]:
+    """(organ, who has the least error, whether the first of ``names`` is not told from it)."""
+    for organ in ORGANS:
+        means = {each: organ_means(found[each, phase], organ) for each in names}
+        if all(len(values) for values in means.values()):
+            yield (organ, *_best({each: np.abs(m[:, 2] - m[:, 1]) for each, m in means.items()}, names[0]))
+
+
+def _lost_table(found: Found, table: Mapping[str, Row]) -> Iterator[Sequence[str]]:
+    """Organs in which the shipped model is not among the best: it, who is, and the limit."""
+    yield ("organ", "method", "error, HU", "bias, HU", "rise, HU", "r with the truth's", "r with the density")
+    for phase in PHASES:
+        names = _six(found, table, RELEASED[-1], phase)
+        if (names[0], phase) not in found or len(names) < 2:
+            continue
+        for organ, best, is_ours in _best_of_organs(found, names, phase):
+            for each in () if is_ours else (names[0], best, "limit"):
+                means = organ_means(found.get((each, phase)), organ)
+                if len(means) > 2:
+                    words = f"{organ.replace('_', ' ')}, {phase}"
+                    yield (words, table[each].title, *_error_parts(*means.T))
+
+
+def _error_parts(source: Any, truth: Any, made: Any) -> tuple[str, ...]:
+    """Of one organ's means over patients: error, bias, rise, and what the rise goes with."""
+    rise, true = made - source, truth - source
+
+    def r(other: Any) -> str:
+        return f"{np.corrcoef(rise, other)[0, 1]:+.2f}" if np.ptp(rise) and np.ptp(other) else ABSENT
+
+    error, bias = np.abs(made - truth).mean(), (made - truth).mean()
+    return (f"{error:.1f}", f"{bias:+.1f}", f"{rise.std():.1f} ({true.std():.1f})", r(true), r(source))
 
 
 def _best(errors: Mapping[str, Sequence[float]], name: str) -> tuple[str, bool]:

@@ -35,7 +35,7 @@ from train.compare import (
 )
 from train.config import load_train_config, read_table
 from train.measure_row import Spec, load_planes, measure_row
-from train.results import best_bars, page, read_results
+from train.results import _lost_table, best_bars, page, read_results
 from train.rows import CONFIGS, PRESETS, ROWS, BudgetTooSmall, Row, is_trained
 
 KEPT = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -395,6 +395,30 @@ def test_what_a_comparison_method_does_better_is_named() -> None:
     assert not organs["reached"]
     assert organs["measured"] == "1 of 2 organs; aorta 40.0 HU, pix2pix 20.0 HU"
     assert list(best_bars({("s2ldm", "venous"): found["s2ldm", "venous"]}, ROWS, "s2ldm", "venous")) == []
+
+
+def patients(*means: tuple[float, float, float]) -> dict[str, Any]:
+    """Patients with these mean HU of an aorta in source, truth and synthesis."""
+    names = ("source", "truth", "made")
+    rows = [
+        {"organs": {"aorta": dict(zip(names, each, strict=True))}, "body": {"ssim": 0.9}} for each in means
+    ]
+    return {"rows": rows}
+
+
+def test_where_another_method_is_better_it_is_said_what_the_error_is_made_of() -> None:
+    found = {
+        ("shipped", "venous"): patients((40, 140, 150), (50, 160, 170), (60, 150, 190)),
+        ("pix2pix", "venous"): patients((40, 140, 141), (50, 160, 161), (60, 150, 151)),
+        ("limit", "venous"): patients((40, 140, 150), (50, 160, 150), (60, 150, 150)),
+    }
+    _, *rows = _lost_table(found, ROWS)
+    assert [row[0] for row in rows] == ["aorta, venous"] * 3
+    assert [row[1] for row in rows] == [ROWS[name].title for name in ("shipped", "pix2pix", "limit")]
+    ours, theirs, _ = (row[2:] for row in rows)
+    assert ours == ("20.0", "+20.0", "8.2 (8.2)", "-0.50", "+1.00")
+    assert theirs == ("1.0", "+1.0", "8.2 (8.2)", "+1.00", "-0.50")
+    assert len(list(_lost_table({("shipped", "venous"): found["shipped", "venous"]}, ROWS))) == 1
 
 
 def test_the_organs_tables_have_a_column_for_all_that_is_measured() -> None:
