@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 import engine.bundle
 from config.load import load_settings
 from engine.body import find_body
-from engine.errors import VolumeUnsupported
+from engine.errors import BundleInvalid, VolumeUnsupported
 from engine.grid import model_grid
 from engine.phantom import PhantomOptions, make_phantom
 from engine.pipeline import Engine, open_engine, plan_for
@@ -115,7 +115,7 @@ def run(
 
     ``skip`` is told of a case that an engine does not take. Raises PairsUnusable if it does.
     """
-    engines = [open_engine(folder, policy) for folder in bundles]
+    engines = one_a_phase(bundles, policy)
     found = {e.bundle.manifest.phase: PhaseRows(describe(e)) for e in engines}
     for number, case in enumerate(cases, 1):
         for engine_ in engines:
@@ -128,6 +128,17 @@ def run(
             if progress:
                 progress(phase, number, of)
     return {phase: rows for phase, rows in found.items() if rows.cases}
+
+
+def one_a_phase(bundles: Sequence[Path], policy: SessionPolicy) -> list[Engine]:
+    """An engine of each; BundleInvalid for a second of a phase: its rows would be taken for the first's."""
+    engines: dict[str, Engine] = {}
+    for folder in bundles:
+        opened = open_engine(folder, policy)
+        if (phase := opened.bundle.manifest.phase) in engines:
+            raise BundleInvalid(folder, f"is the second of phase {phase}: measure one after the other")
+        engines[phase] = opened
+    return list(engines.values())
 
 
 def measure_case(engine_: Engine, case: Case, rows: PhaseRows) -> Float32:

@@ -15,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 
 from engine.bundle import SamplerSpec
-from engine.pipeline import Engine, open_engine
+from engine.pipeline import Engine
 from engine.session import SessionPolicy
 from train import plots
 from train.cases import Case
-from train.evaluate import PhaseRows, describe, measure_case, summary
+from train.evaluate import PhaseRows, describe, measure_case, one_a_phase, summary
 
 SamplerName = Literal["bridge", "ddim", "dpm_solver"]
 FITTING: Mapping[str, tuple[SamplerName, ...]] = {
@@ -67,7 +67,7 @@ def sweep(
     what is run. Raises StepsTooMany, and what opening and running a bundle raises.
     """
     wanted, count = sorted(set(steps)), 0
-    engines = [open_engine(folder, policy) for folder in bundles]
+    engines = one_a_phase(bundles, policy)
     runs = [run for engine in engines for run in runs_of(engine, wanted)]
     for count, case in enumerate(cases, 1):  # noqa: B007
         for run in runs:

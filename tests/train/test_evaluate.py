@@ -75,6 +75,12 @@ def test_air_is_left_as_it_is_by_the_whole_engine(bundle: Path, small_phantoms: 
     assert abs(result["phases"]["venous"]["controls"]["air"]["mean_abs_change_hu"]) < 1
 
 
+def test_two_models_of_a_phase_are_not_measured_as_one(bundle: Path) -> None:
+    asked = CliRunner().invoke(app, ["evaluate", *("--bundle", str(bundle)) * 2, "--cases", "1"])
+    assert asked.exit_code == 78
+    assert "the second of phase" in asked.output
+
+
 def test_a_folder_that_is_no_bundle_ends_with_78(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["evaluate", "--bundle", str(tmp_path)])
     assert result.exit_code == 78
