@@ -1,6 +1,6 @@
 """The process whose disk fails: run by test_disk.py with fault.so loaded, says what it counted as JSON.
 
-    python failing_disk.py receive|work|lanes|without-links SLICE STEP < settings
+    python failing_disk.py receive|work|lanes|without-links SLICE STEP FIRST < settings
 
 ``receive`` lets instances come, requests to answer for them, and what an archive holds more of, and lets
 every call that changes a file fail once, or fail from then on, with each error; ``work`` does the same to the
@@ -315,12 +315,12 @@ class Receives:
     )  # fmt: skip
 
 
-def receive(settings: Settings, template: Path, step: int) -> Tally:
+def receive(settings: Settings, template: Path, step: int, first: int) -> Tally:
     tally, fault, series = Tally(Counter()), Fault(), itertools.count(1)
     with ExitStack() as opened:
         receives = Receives(settings, template, opened)
         for prepare, error, lasting in itertools.product(receives.OCCASIONS, ERRORS.values(), (False, True)):
-            for number in range(1, MOST_CALLS, step):
+            for number in range(1 + first, MOST_CALLS, step):
                 coming = prepare(receives, next(series))
                 with fault.at(number, error, lasting=lasting):
                     is_promised = coming.comes()
@@ -376,13 +376,13 @@ class Works:
             return False
 
 
-def work(settings: Settings, template: Path, step: int) -> Tally:
+def work(settings: Settings, template: Path, step: int, first: int) -> Tally:
     tally, fault = Tally(Counter()), Fault()
     works = Works(settings)
     paths = sorted(template.parent.glob("*.dcm"))
     for error in ERRORS.values():
         for lasting in (False, True):
-            for number in range(1 + step // 3, 10 * MOST_CALLS, step):
+            for number in range(1 + (step // 3 + first) % step, 10 * MOST_CALLS, step):
                 job_id = works.take([renamed(dcmread(path), number, error, lasting) for path in paths])
                 with fault.at(number, error, lasting=lasting):
                     works.step()
@@ -542,13 +542,15 @@ def let_go(works: Lanes, slices: list[Dataset]) -> Case:
     return replace(case, is_done=works.is_empty)
 
 
-def lanes(settings: Settings, template: Path, step: int) -> Tally:
-    """Every ``step``-th of the writes that there are while nothing fails."""
+def lanes(settings: Settings, template: Path, step: int, first: int) -> Tally:
+    """Every ``step``-th of the writes that there are while nothing fails; those of each ``first`` < ``step``
+    are others.
+    """
     tally, fault, slices, rng = Tally(Counter()), Fault(), Slices(template), Random(1)
     series = itertools.count(1)
     with ExitStack() as opened:
         archives = {
-            each.name: opened.enter_context(archive_of(each, template.parent.parent))
+            each.name: opened.enter_context(archive_of(each, settings.storage.data_dir.parent))
             for each in settings.destinations
         }
         works = Lanes(settings, archives, opened)
@@ -561,7 +563,7 @@ def lanes(settings: Settings, template: Path, step: int) -> Tally:
             play(prepare, NO_WRITE, errno.EIO)
             writes = fault.calls
             for error, lasting in itertools.product(ERRORS.values(), (False, True)):
-                for number in range(1 + rng.randrange(step), writes + 1, step):
+                for number in range(1 + (rng.randrange(step) + first) % step, writes + 1, step):
                     play(prepare, number, error, lasting=lasting)
     return tally
 
@@ -593,7 +595,7 @@ def archive_of(destination: Any, folder: Path) -> Archive:
     )
 
 
-def without_links(settings: Settings, template: Path, _step: int) -> Tally:
+def without_links(settings: Settings, template: Path, _step: int, _first: int) -> Tally:
     """A filesystem that knows no second names: each file is renamed instead."""
     tally, fault, slices = Tally(Counter()), Fault(), Slices(template)
     spool = Spool(settings.storage.data_dir)
@@ -610,8 +612,8 @@ def without_links(settings: Settings, template: Path, _step: int) -> Tally:
 
 
 if __name__ == "__main__":
-    what, template, step = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    what, template, step, first = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     settings = Settings.model_validate_json(sys.stdin.readline())
     forms = {"receive": receive, "work": work, "lanes": lanes, "without-links": without_links}
-    tally = forms[what](settings, template, step)
+    tally = forms[what](settings, template, step, first)
     sys.stdout.write(json.dumps(tally.as_json()) + "\n")

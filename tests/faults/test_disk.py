@@ -7,6 +7,9 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,19 +29,27 @@ ARCHIVE = {
 }
 FULL_S = 3.0
 """Long enough for every lane and the worker to fail more than once."""
+LANES_PARTS = 4
+"""Processes that share the lanes' full form: each waits for the disk most of the time."""
 
 
-def run_failing(what, template, step, settings, shim):
+def run_failing(what, template, step, settings, shim, first=0):
     done = subprocess.run(
-        [sys.executable, str(HERE / "failing_disk.py"), what, str(template), str(step)],
+        [sys.executable, str(HERE / "failing_disk.py"), what, str(template), str(step), str(first)],
         input=settings.model_dump_json() + "\n",
-        env={**os.environ, **shim(settings.storage.data_dir)},
+        env={**os.environ, **shim},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def sum_of(tallies):
+    """The counts of several processes in one."""
+    whole = {key: sum(each[key] for each in tallies) for key in tallies[0] if key != "struck"}
+    return whole | {"struck": dict(sum((Counter(each["struck"]) for each in tallies), Counter()))}
 
 
 def slices_on_disk(series, folder):
@@ -67,14 +78,24 @@ def destinations_for(what, free_port, folder):
 def test_a_disk_that_fails_at_any_write_costs_no_acknowledged_byte(
     what, rig, amount, figures, quick_settings, new_series, free_port, tmp_path, shim
 ):
-    settings = quick_settings(
-        destinations=destinations_for(what, free_port, tmp_path / "node"),
-        retention=dict.fromkeys(RETENTION, 1),
-        requesters=[{"ae_title": "CT", "host": "127.0.0.1"}] if what == "receive" else [],
-        archives=[ARCHIVE | {"port": free_port()}] if what == "receive" else [],
-    )
     step = amount("DISK_STEP", short={"receive": 5, "work": 97, "lanes": 61}[what], full=1)
-    tally = run_failing(what, slices_on_disk(new_series(1), tmp_path / "slices"), step, settings, shim)
+    parts = LANES_PARTS if what == "lanes" and step == 1 else 1
+    template = slices_on_disk(new_series(1), tmp_path / "slices")
+
+    def run(part):
+        folder = tmp_path / f"part{part}" / "node"
+        settings = quick_settings(
+            storage={"data_dir": folder},
+            destinations=destinations_for(what, free_port, folder),
+            retention=dict.fromkeys(RETENTION, 1),
+            requesters=[{"ae_title": "CT", "host": "127.0.0.1"}] if what == "receive" else [],
+            archives=[ARCHIVE | {"port": free_port()}] if what == "receive" else [],
+        )
+        return partial(run_failing, what, template, step * parts, settings, shim(folder), part)
+
+    with ThreadPoolExecutor(parts) as pool:
+        runs = [pool.submit(run(part)) for part in range(parts)]
+        tally = sum_of([each.result() for each in runs])
     figures(
         f"disk-{what}",
         {
@@ -95,9 +116,11 @@ def test_where_the_filesystem_knows_no_links_instances_are_kept_all_the_same(
     quick_settings, new_series, tmp_path, shim
 ):
     settings = quick_settings(storage={"data_dir": tmp_path / "node", "min_free_bytes": 0})
-    tally = run_failing(
-        "without-links", slices_on_disk(new_series(1), tmp_path / "slices"), 1, settings, shim
+    template, environment = (
+        slices_on_disk(new_series(1), tmp_path / "slices"),
+        shim(settings.storage.data_dir),
     )
+    tally = run_failing("without-links", template, 1, settings, environment)
     assert tally["struck"] == {"link tmp": 2}
     assert (tally["kept_all_the_same"], tally["not_recovered"]) == (2, 0)
 
