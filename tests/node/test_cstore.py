@@ -352,9 +352,11 @@ def rejecting_peer():
     def start(result, source, reason):
         class Reject(socketserver.BaseRequestHandler):
             def handle(self):
-                self.request.recv(65536)
+                length = int.from_bytes(self.request.recv(6, socket.MSG_WAITALL)[2:])
+                self.request.recv(length, socket.MSG_WAITALL)
                 self.request.sendall(bytes([3, 0, 0, 0, 0, 4, 0, result, source, reason]))
-                self.request.recv(1)
+                while self.request.recv(4096):  # what is unread when we close takes our answer with it
+                    pass
 
         servers.append(socketserver.TCPServer(("127.0.0.1", 0), Reject))
         Thread(target=servers[-1].serve_forever, daemon=True).start()

@@ -99,7 +99,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every folder is the shipped venous bundle's manifest, without its graphs."""
     manifest = read_bundle(SHIPPED / "venous").manifest
     monkeypatch.setattr(
-        sweep, "open_engine", lambda folder, policy: Toy(SimpleNamespace(manifest=manifest, digest="d"))
+        evaluation, "open_engine", lambda folder, policy: Toy(SimpleNamespace(manifest=manifest, digest="d"))
     )
     monkeypatch.setattr(sweep, "describe", lambda engine: {})
     monkeypatch.setattr(sweep, "_row", lambda steps, rows: GOOD | {"steps": steps})
