@@ -584,6 +584,7 @@ elements = leaves | st.recursive(
 )
 
 
+@pytest.mark.timeout(0)
 def test_a_series_with_any_elements_at_all_gets_a_code_and_the_audit_goes_on(
     amount, quick_settings, phantom_slices, tmp_path
 ):
