@@ -50,6 +50,7 @@ from node.errors import REJECTION_CODES, DestinationUnreachable
 from node.flow import Failure, attempt
 from node.header import HeaderRefused, read_header
 from node.ledger import LEDGER_FILE, Ledger
+from node.memory import share_freed_memory
 from node.outputs import to_bytes
 from node.receive import STATUSES, SUCCESS, UNFORESEEN, Arrival, Receiver
 from node.scp import Scp, supported_contexts
@@ -449,6 +450,7 @@ def test_every_mutant_gets_an_answer_and_a_code_and_touches_nothing_else(
     rng, count, fallen, before = Random(SEED), Count(), [], None
     request.addfinalizer(partial(logging.disable, logging.root.manager.disable))
     logging.disable(logging.CRITICAL)  # pytest would keep every line
+    share_freed_memory()  # as a node does when it starts
     monkeypatch.setattr(threading, "excepthook", lambda death: fallen.append(death.exc_type.__name__))
     with (
         Ledger(root / LEDGER_FILE) as ledger,
